@@ -1,0 +1,19 @@
+"""Which device a stage runs on."""
+
+from __future__ import annotations
+
+import torch
+
+from ebjdat.errors import UserError
+
+
+def choose_device(wanted: str) -> torch.device:
+    """``auto``: CUDA where there is one, else the CPU; ``cpu`` and ``cuda`` are taken at their word.
+
+    Raises:
+        UserError: CUDA is asked for and absent.
+    """
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise UserError("device: cuda was asked for, but PyTorch sees no CUDA device; write device: cpu or auto")
+    return torch.device("cuda" if available and wanted != "cpu" else "cpu")

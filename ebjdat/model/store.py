@@ -1,0 +1,97 @@
+"""Models on disk: weights with what is needed to build the network again.
+
+A file is read with ``weights_only=True``, so nothing in it is ever executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ebjdat.errors import UserError
+from ebjdat.model.energy import EnergyModel
+from ebjdat.model.wideresnet import Norm, WideResNet, build
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """What builds a network: WideResNet-depth-width over images of ``channels``."""
+
+    depth: int
+    width: int
+    channels: int
+    classes: int
+    norm: Norm
+    momentum: float = 0.1
+
+
+def new_model(architecture: Architecture, seed: int) -> EnergyModel:
+    """A freshly initialised model; its weights depend on ``seed`` only."""
+    return EnergyModel(build(**asdict(architecture), seed=seed)).to(memory_format=torch.channels_last)
+
+
+def save_model(path: Path, model: EnergyModel, architecture: Architecture) -> None:
+    """Write the model atomically; equal models give equal bytes."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The archive records its own file name, so the temporary file keeps it.
+    scratch = path.parent / f".{path.name}.{os.getpid()}"
+    scratch.mkdir(exist_ok=True)
+    torch.save({"architecture": asdict(architecture), "state": state}, scratch / path.name)
+    os.replace(scratch / path.name, path)
+    scratch.rmdir()
+
+
+def read_payload(path: Path) -> dict:
+    """The content of a file written by :func:`torch.save`, tensors on the CPU.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds anything but tensors and plain values.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path} is missing: run the stage that trains it (dvc repro)")
+    try:
+        payload = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} cannot be read as a checkpoint of tensors and plain values: {reason}") from None
+    if not isinstance(payload, dict):
+        raise UserError(f"{path} holds a {type(payload).__name__}, expected a dictionary written by this project")
+    return payload
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> EnergyModel:
+    """A trained model in eval mode, without parameter gradients.
+
+    Raises:
+        UserError: see :func:`read_payload`; also when keys or shapes do not fit the architecture.
+    """
+    payload = read_payload(Path(path))
+    try:
+        architecture = Architecture(**payload["architecture"])
+        network = WideResNet(**asdict(architecture))
+        model = EnergyModel(network)
+        model.load_state_dict(payload["state"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path} does not describe a model of this project: {str(error).splitlines()[0]}") from None
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.eval().requires_grad_(False)
+
+
+def model_digest(model: torch.nn.Module) -> str:
+    """sha256 over names, dtypes, shapes and values of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().numpy().tobytes()

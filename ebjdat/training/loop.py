@@ -1,0 +1,314 @@
+"""Training: one loop for EB-JDAT, the plain variants and the baselines.
+
+Iterations are whole batches of an order drawn per epoch; after each epoch BatchNorm statistics are
+re-estimated on a copy of the running ones and PGD robust accuracy on the validation split selects
+the checkpoint, by one rule for every method (robust overfitting: Rice et al., ICML 2020,
+arXiv:2002.11569). The test split is never seen here.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ebjdat.config import Network, Shared
+from ebjdat.data.prepared import Prepared as Data
+from ebjdat.errors import Interrupted
+from ebjdat.model.energy import EnergyModel
+from ebjdat.model.store import Architecture, new_model
+from ebjdat.model.wideresnet import statistics
+from ebjdat.progress import Progress
+from ebjdat.training.adversary import sign_ascent, uniform_start
+from ebjdat.training.augmentation import add_noise, augment
+from ebjdat.training.normalisation import estimate_statistics
+from ebjdat.training.objective import Batch
+from ebjdat.training.optimisers import learning_rate, new_optimiser, sharpest_neighbour
+from ebjdat.training.recipes import Recipe
+from ebjdat.training.replay_buffer import ReplayBuffer
+from ebjdat.training.samplers import chain_start
+from ebjdat.training.state import Checkpoints, State
+from ebjdat.training.streams import Streams, derive
+from ebjdat.training.supervisor import Diverged, Supervisor
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A finished run: best and last models (with re-estimated statistics), and what happened."""
+
+    best: EnergyModel
+    last: EnergyModel
+    buffer: Tensor | None
+    """Replay buffer (size,C,H,W) of the best epoch."""
+    best_epoch: int
+    history: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+    architecture: Architecture
+
+
+class Trainer:
+    """One run of a recipe.
+
+    Args:
+        recipe: method and variant.
+        shared, network: sections of the profile.
+        data: prepared splits; moved to ``device``.
+        seed: of every stream.
+        checkpoints: where the resumable state lives; None keeps none.
+        report: called with each epoch's row.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        shared: Shared,
+        network: Network,
+        data: Data,
+        *,
+        seed: int,
+        device: torch.device,
+        checkpoints: Checkpoints | None = None,
+        report: Report = lambda row: None,
+        supervisor: Supervisor | None = None,
+    ) -> None:
+        self.recipe, self.shared, self.seed, self.device = recipe, shared, seed, device
+        self.checkpoints, self.report, self.supervisor = checkpoints, report, supervisor or Supervisor()
+        self.x, self.y = _on(data.x_train, device), data.y_train.to(device)
+        self.x_val, self.y_val = _on(data.x_val, device), data.y_val.to(device)
+        self.steps_per_epoch = max(1, len(self.x) // recipe.schedule.batch_size)
+        self.architecture = Architecture(
+            depth=network.depth,
+            width=network.width,
+            channels=data.shape[0],
+            classes=10,
+            norm=recipe.norm,
+            momentum=shared.bn_momentum,
+        )
+        self.state = self._new_state(data)
+        self.good = self.state.snapshot()
+        self._signal: int | None = None
+
+    def _new_state(self, data: Data) -> State:
+        model = new_model(self.architecture, derive(self.seed, self.recipe.name, "init")).to(self.device).train()
+        streams = Streams(self.seed, self.recipe.name, self.device)
+        buffer = None
+        if self.recipe.variant is not None:
+            variant = self.recipe.variant
+            mixture = data.mixture.to(self.device) if variant.chain_start == "informative" else None
+            start = chain_start(variant, mixture, data.shape)  # type: ignore[arg-type]
+            buffer = ReplayBuffer(self.shared.buffer_size, start, variant.reinit, streams.buffer)
+        return State(model, new_optimiser(self.recipe.schedule, model), buffer, streams)
+
+    def run(self) -> Outcome:
+        """Train to the end, from the newest checkpoint where there is one.
+
+        Raises:
+            DivergenceError: retries are used up.
+            Interrupted: SIGTERM or Ctrl-C, after a checkpoint was written.
+        """
+        if self.checkpoints is not None and self.checkpoints.load(self.state):
+            self.good = self.state.snapshot()
+        epochs = self.recipe.schedule.epochs
+        with self._signals(), Progress(epochs * self.steps_per_epoch, self.recipe.name) as progress:
+            progress.done = self.state.epoch * self.steps_per_epoch + self.state.step
+            while self.state.epoch < epochs:
+                try:
+                    self._epoch(progress)
+                except Diverged as cause:
+                    self.supervisor.roll_back(self.state, self.good, str(cause))
+                    progress.done = self.state.epoch * self.steps_per_epoch + self.state.step
+        return self._outcome()
+
+    def _epoch(self, progress: Progress) -> None:
+        state = self.state
+        order, order_p = self._order("labelled"), self._order("px")
+        while state.step < self.steps_per_epoch:
+            self._iteration(self._batch(order, order_p))
+            state.step += 1
+            progress.advance(1, **self._shown())
+            if self._signal is not None:
+                self._save()
+                raise Interrupted(128 + self._signal)
+        row = self._finish_epoch()
+        state.history.append(row)
+        state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
+        self.good = state.snapshot()
+        self._save()
+        self.report(row)
+
+    def _order(self, what: str) -> Tensor:
+        """The epoch's order of training images; a function of seed, epoch and retries alone."""
+        generator = torch.Generator().manual_seed(
+            derive(self.seed, self.recipe.name, "order", what, self.state.epoch, self.state.retries)
+        )
+        return torch.randperm(len(self.x), generator=generator).to(self.device)
+
+    def _batch(self, order: Tensor, order_p: Tensor) -> Batch:
+        """The images of this iteration, augmented and noisy as the recipe says."""
+        schedule, variant, streams = self.recipe.schedule, self.recipe.variant, self.state.streams
+        first = self.state.step * schedule.batch_size
+        chosen = order[first : first + schedule.batch_size]
+        x = augment(self.x[chosen], self.shared.pad, self.shared.flip, streams.augment)
+        if variant is None:
+            return Batch(x, self.y[chosen], None)
+        x = add_noise(x, variant.labelled_noise, streams.noise)
+        places = torch.arange(schedule.px_batch_size, device=self.device) + self.state.step * schedule.px_batch_size
+        x_p = self.x[order_p[places % len(order_p)]]
+        if variant.px_augmented:
+            x_p = augment(x_p, self.shared.pad, self.shared.flip, streams.augment)
+        return Batch(x, self.y[chosen], add_noise(x_p, variant.px_noise, streams.noise))
+
+    def _iteration(self, batch: Batch) -> None:
+        """One optimiser step; nothing is applied unless every value is finite.
+
+        With sharpness, the gradient is taken at the worst neighbour of the weights, for the same
+        negatives and adversarial images, with running statistics frozen.
+        """
+        state, recipe = self.state, self.recipe
+        model = state.model.train()
+        self._set_rate()
+        prepared = recipe.objective.prepare(model, batch, state.buffer, state.streams)
+        state.optimiser.zero_grad(set_to_none=True)
+        loss, terms = recipe.objective.loss(model, prepared)
+        loss.backward()
+        if recipe.variant is not None and recipe.variant.sharpness:
+            with sharpest_neighbour(model, recipe.variant.sharpness), statistics(model, "batch"):
+                recipe.objective.loss(model, prepared)[0].backward()
+        limit = self.shared.gradient_clip
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), float("inf") if limit is None else limit)
+        self._check(terms, norm, prepared.x_gen)
+        state.optimiser.step()
+        for name, value in terms.items():
+            state.sums[name] = state.sums[name] + value if name in state.sums else value.clone()
+
+    def _set_rate(self) -> None:
+        step = self.state.epoch * self.steps_per_epoch + self.state.step
+        rate = learning_rate(self.recipe.schedule, step, self.steps_per_epoch, self.shared.warmup)
+        for group in self.state.optimiser.param_groups:
+            group["lr"] = rate * self.state.rate_cut
+
+    def _check(self, terms: dict[str, Tensor], norm: Tensor, chain: Tensor | None) -> None:
+        """One transfer to the host per iteration: all scalars that must be finite."""
+        names = ["loss", "gradient norm"]
+        values = [terms["loss"], norm]
+        if chain is not None:
+            names += ["chain mean", "energy_gap_px"]
+            values += [chain.mean(), terms["energy_data"] - terms["energy_generated"]]
+        stacked = torch.stack([value.detach().float() for value in values]).tolist()
+        self.supervisor.check(dict(zip(names, stacked, strict=True)))
+
+    def _shown(self) -> dict[str, float]:
+        row = self.state.history[-1] if self.state.history else {}
+        return {name: row[name] for name in ("loss", "val_clean", "val_robust") if name in row}
+
+    def _finish_epoch(self) -> dict[str, Any]:
+        """Select on the validation split with re-estimated statistics; then training's own return."""
+        state = self.state
+        terms = {name: float(value) / self.steps_per_epoch for name, value in sorted(state.sums.items())}
+        training = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
+        self._estimate_statistics()
+        clean, robust = self._validate()
+        if state.best is None or robust > state.best["score"]:
+            state.remember_best(robust)
+        rate = state.optimiser.param_groups[0]["lr"]
+        row = {"epoch": state.epoch + 1, "lr": rate, **terms, "val_clean": clean, "val_robust": robust}
+        if state.epoch + 1 < self.recipe.schedule.epochs:
+            state.model.load_state_dict(training)
+        return row
+
+    def _estimate_statistics(self) -> None:
+        """Cumulative statistics over clean and adversarial training images, as the profile says."""
+        x, y = self.x[: self.shared.bn_images], self.y[: self.shared.bn_images]
+        which = self.shared.bn_estimate if self.recipe.adversarial else "clean"
+        batch = self.recipe.schedule.batch_size
+        if which != "clean":
+            generator = torch.Generator(self.device).manual_seed(derive(self.seed, self.recipe.name, "statistics"))
+            eps = self.recipe.schedule.train_eps
+            half = len(x) // 2 if which == "both" else 0
+            parts = zip(x[half:].split(batch), y[half:].split(batch), strict=True)
+            x_adv = torch.cat([pgd(self.state.model, a, b, eps, 10, generator) for a, b in parts])
+            # Interleaved, so that equal weights per batch are equal weights per kind.
+            x = torch.stack([x[: len(x_adv)], x_adv], 1).flatten(0, 1) if half else x_adv
+        estimate_statistics(self.state.model, x, batch)
+
+    def _validate(self) -> tuple[float, float]:
+        """Clean and PGD robust accuracy on the validation split, in [0, 1]."""
+        generator = torch.Generator(self.device).manual_seed(derive(self.seed, "validation"))
+        eps, steps = self.recipe.schedule.train_eps, self.shared.validation_steps
+        clean = robust = 0
+        with statistics(self.state.model, "running"):
+            for x, y in zip(self.x_val.split(512), self.y_val.split(512), strict=True):
+                x_adv = pgd(self.state.model, x, y, eps, steps, generator)
+                with torch.no_grad():
+                    right = self.state.model(x).argmax(1) == y
+                    clean += int(right.sum())
+                    robust += int((right & (self.state.model(x_adv).argmax(1) == y)).sum())
+        return clean / len(self.y_val), robust / len(self.y_val)
+
+    def _save(self) -> None:
+        if self.checkpoints is not None:
+            self.checkpoints.save(self.state)
+
+    def _signals(self) -> _Signals:
+        def note(number: int, frame: object) -> None:
+            self._signal = number
+
+        return _Signals(note)
+
+    def _outcome(self) -> Outcome:
+        best = self.state.best
+        assert best is not None
+        chosen = new_model(self.architecture, 0)
+        chosen.load_state_dict(best["model"])
+        return Outcome(
+            best=chosen.eval(),
+            last=self.state.model.eval(),
+            buffer=best["buffer"],
+            best_epoch=best["epoch"] + 1,
+            history=self.state.history,
+            events=self.state.events,
+            architecture=self.architecture,
+        )
+
+
+class _Signals:
+    """SIGTERM and SIGINT call ``note`` inside the block; earlier handlers return afterwards."""
+
+    def __init__(self, note: Callable[[int, Any], None]) -> None:
+        self.note = note
+
+    def __enter__(self) -> None:
+        self.before: dict[int, Any] = {}
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.before[number] = signal.signal(number, self.note)
+        except ValueError:  # not the main thread: whoever runs us handles signals
+            self.before = {}
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def pgd(model: EnergyModel, x: Tensor, y: Tensor, eps: float, steps: int, generator: torch.Generator) -> Tensor:
+    """PGD on the cross-entropy with step eps/4 from a random start; (N,C,H,W) in [0, 1]."""
+    return sign_ascent(
+        model,
+        lambda logits: F.cross_entropy(logits, y, reduction="sum"),
+        x,
+        uniform_start(x, eps, generator),
+        eps=eps,
+        step=eps / 4,
+        steps=steps,
+    )
+
+
+def _on(images: Tensor, device: torch.device) -> Tensor:
+    return images.to(device).contiguous(memory_format=torch.channels_last)

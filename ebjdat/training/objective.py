@@ -1,0 +1,239 @@
+"""What training minimises: EB-JDAT with its readings, the plain variants, and the baselines.
+
+An objective works in two halves, so that the second pass of sharpness-aware minimisation sees the
+same negatives and the same adversarial images:
+
+    prepare(model, batch)  walks the chains and crafts adversarial images
+    loss(model, prepared)  the scalar to minimise, with the terms it is made of
+
+EB-JDAT models p(x, x_adv, y) = p(y | x_adv, x) p(x_adv | x) p(x) ("Your Classifier Can Do More",
+arXiv:2505.19459) and minimises
+
+    w_px * [mean E(x_p) - mean E(x_gen)] + w_clean * CE(f(x), y) + w_adversarial * CE(f(x_adv), y)
+    + w_energy * energy term
+
+with the energy term of p(x_adv | x) under the reading
+
+    energy                    G(E(x_adv) - E(x)), paired on the same x; G is the form of the gap
+    cross_entropy, released   mean E(x_p) - mean E(x_adv), unpaired: x_adv as extra negatives
+    none                      0
+
+The two outer terms point in opposite directions: the first lowers E(x_adv) relative to its
+reference, the second raises it.
+
+BatchNorm: chains see what the variant says and update nothing; adversarial images are crafted with
+running statistics; in the loss each of x_p, x_gen, x, x_adv is normalised by its own batch, and
+only x and x_adv update running statistics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ebjdat.config import Gap, Variant
+from ebjdat.model.energy import EnergyModel, energy
+from ebjdat.model.wideresnet import statistics
+from ebjdat.training.adversary import inner_objective, sign_ascent, uniform_start
+from ebjdat.training.replay_buffer import ReplayBuffer
+from ebjdat.training.samplers import chain
+from ebjdat.training.streams import Streams
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One iteration's images, augmented and noisy as the recipe says; (N,C,H,W), labels (N,)."""
+
+    x: Tensor
+    y: Tensor
+    x_p: Tensor | None
+    """Images of the p(x) term; None for objectives without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A batch with what both passes share."""
+
+    batch: Batch
+    x_gen: Tensor | None = None
+    x_adv: Tensor | None = None
+
+
+Terms = dict[str, Tensor]
+"""Detached scalars by name, for the history."""
+
+
+class Objective(Protocol):
+    """See the module."""
+
+    def prepare(self, model: EnergyModel, batch: Batch, buffer: ReplayBuffer | None, streams: Streams) -> Prepared:
+        """Everything that needs input gradients."""
+
+    def loss(self, model: EnergyModel, prepared: Prepared) -> tuple[Tensor, Terms]:
+        """The scalar to minimise and its terms."""
+
+
+def energy_gap(adversarial: Tensor, clean: Tensor, form: Gap) -> Tensor:
+    """G(E(x_adv) - E(x)) for paired energies (N,): the forms of the reading ``energy``."""
+    gap = adversarial - clean
+    if form == "mean_hinge":
+        return gap.mean().clamp_min(0.0)
+    if form == "mean_absolute":
+        return gap.mean().abs()
+    if form == "sample_hinge":
+        return gap.clamp_min(0.0).mean()
+    if form == "sample_absolute":
+        return gap.abs().mean()
+    return gap.mean()
+
+
+def energy_term(reading: str, form: Gap, adversarial: Tensor, clean: Tensor, data: Tensor) -> Tensor:
+    """The outer energy term from E(x_adv) and E(x) (N,) and E(x_p) (M,); a scalar."""
+    if reading == "energy":
+        return energy_gap(adversarial, clean, form)
+    if reading == "none":
+        return adversarial.new_zeros(())
+    return data.mean() - adversarial.mean()
+
+
+class EBJDAT:
+    """EB-JDAT over a JEM variant; with ``adversarial`` off, the plain variant."""
+
+    def __init__(self, variant: Variant, eps: float, *, adversarial: bool = True) -> None:
+        self.variant, self.eps, self.adversarial = variant, eps, adversarial
+
+    def prepare(self, model: EnergyModel, batch: Batch, buffer: ReplayBuffer | None, streams: Streams) -> Prepared:
+        """Walk the chains from the replay buffer; craft x_adv under the reading."""
+        assert buffer is not None and batch.x_p is not None
+        start, places = buffer.draw(len(batch.x_p), streams.buffer)
+        x_gen = chain(model, start, self.variant, self.variant.steps, streams.chains)
+        buffer.put(places, x_gen)
+        return Prepared(batch, x_gen, self.craft(model, batch.x, batch.y, streams.attack) if self.adversarial else None)
+
+    def craft(self, model: EnergyModel, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        """The inner problem: adversarial images (N,C,H,W) in [0, 1] for x, y."""
+        recipe = self.variant
+        with torch.no_grad(), statistics(model, "running"):
+            reference = model(x)
+        return sign_ascent(
+            model,
+            lambda logits: inner_objective(recipe.reading, logits, reference, y),
+            x,
+            uniform_start(x, self.eps, generator),
+            eps=self.eps,
+            step=recipe.attack_step * self.eps,
+            steps=recipe.attack_steps,
+            project_to_ball=recipe.project,
+        )
+
+    def loss(self, model: EnergyModel, prepared: Prepared) -> tuple[Tensor, Terms]:
+        """The weighted sum of the module's formula."""
+        recipe, batch = self.variant, prepared.batch
+        assert prepared.x_gen is not None and batch.x_p is not None
+        with statistics(model, "batch"):
+            data, generated = model.energy(batch.x_p), model.energy(prepared.x_gen)
+        logits = model(batch.x)
+        clean = energy(logits)
+        px = data.mean() - generated.mean()
+        classify = F.cross_entropy(logits, batch.y)
+        total = recipe.w_px * px + recipe.w_clean * classify
+        terms = {"loss_px": px, "loss_clean": classify, "energy_data": data.mean()}
+        terms |= {"energy_generated": generated.mean(), "energy_clean": clean.mean()}
+        if prepared.x_adv is not None:
+            logits = model(prepared.x_adv)
+            adversarial = energy(logits)
+            robust = F.cross_entropy(logits, batch.y)
+            outer = energy_term(recipe.reading, recipe.gap, adversarial, clean, data)
+            total = total + recipe.w_adversarial * robust + recipe.w_energy * outer
+            terms |= {"loss_adversarial": robust, "loss_energy": outer, "energy_adversarial": adversarial.mean()}
+            terms["energy_gap"] = adversarial.mean() - clean.mean()
+        return total, _detached(total, terms)
+
+
+class PGDAT:
+    """PGD adversarial training (Madry et al., ICLR 2018; settings of Rice et al., ICML 2020, arXiv:2002.11569)."""
+
+    def __init__(self, eps: float, steps: int = 10, step: float = 0.25) -> None:
+        self.eps, self.steps, self.step = eps, steps, step
+
+    def prepare(self, model: EnergyModel, batch: Batch, buffer: ReplayBuffer | None, streams: Streams) -> Prepared:
+        """PGD on the cross-entropy from a random start; ``step`` is a fraction of eps."""
+        return Prepared(batch, x_adv=self.craft(model, batch.x, batch.y, streams.attack))
+
+    def craft(self, model: EnergyModel, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        """Adversarial images (N,C,H,W) in [0, 1]."""
+        return sign_ascent(
+            model,
+            lambda logits: F.cross_entropy(logits, y, reduction="sum"),
+            x,
+            uniform_start(x, self.eps, generator),
+            eps=self.eps,
+            step=self.step * self.eps,
+            steps=self.steps,
+        )
+
+    def loss(self, model: EnergyModel, prepared: Prepared) -> tuple[Tensor, Terms]:
+        """Cross-entropy on adversarial images only."""
+        assert prepared.x_adv is not None
+        logits = model(prepared.x_adv)
+        total = F.cross_entropy(logits, prepared.batch.y)
+        return total, _detached(total, {"loss_adversarial": total, "energy_adversarial": energy(logits).mean()})
+
+
+class TRADES:
+    """TRADES (Zhang et al., ICML 2019, arXiv:1901.08573): CE(f(x), y) + beta KL(f(x) || f(x_adv))."""
+
+    def __init__(self, eps: float, beta: float = 6.0, steps: int = 10, step: float = 0.007 / 0.031) -> None:
+        self.eps, self.beta, self.steps, self.step = eps, beta, steps, step
+
+    def prepare(self, model: EnergyModel, batch: Batch, buffer: ReplayBuffer | None, streams: Streams) -> Prepared:
+        """Raise the divergence from x + 0.001 N(0, 1)."""
+        return Prepared(batch, x_adv=self.craft(model, batch.x, batch.y, streams.attack))
+
+    def craft(self, model: EnergyModel, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        """Adversarial images (N,C,H,W) in [0, 1]; labels are not used."""
+        with torch.no_grad(), statistics(model, "running"):
+            reference = F.softmax(model(x), dim=1)
+        return sign_ascent(
+            model,
+            lambda logits: F.kl_div(F.log_softmax(logits, dim=1), reference, reduction="sum"),
+            x,
+            x + 0.001 * torch.randn(x.shape, generator=generator, device=x.device),
+            eps=self.eps,
+            step=self.step * self.eps,
+            steps=self.steps,
+        )
+
+    def loss(self, model: EnergyModel, prepared: Prepared) -> tuple[Tensor, Terms]:
+        """CE on clean images plus beta times the mean divergence."""
+        assert prepared.x_adv is not None
+        logits, adversarial = model(prepared.batch.x), model(prepared.x_adv)
+        classify = F.cross_entropy(logits, prepared.batch.y)
+        smooth = F.kl_div(F.log_softmax(adversarial, dim=1), F.softmax(logits, dim=1), reduction="batchmean")
+        total = classify + self.beta * smooth
+        terms = {"loss_clean": classify, "loss_adversarial": smooth, "energy_clean": energy(logits).mean()}
+        terms |= {"energy_adversarial": energy(adversarial).mean()}
+        terms["energy_gap"] = terms["energy_adversarial"] - terms["energy_clean"]
+        return total, _detached(total, terms)
+
+
+class Undefended:
+    """Plain cross-entropy; the undefended network of transfer and of the self-tests."""
+
+    def prepare(self, model: EnergyModel, batch: Batch, buffer: ReplayBuffer | None, streams: Streams) -> Prepared:
+        """Nothing to prepare."""
+        return Prepared(batch)
+
+    def loss(self, model: EnergyModel, prepared: Prepared) -> tuple[Tensor, Terms]:
+        """Cross-entropy on clean images."""
+        logits = model(prepared.batch.x)
+        total = F.cross_entropy(logits, prepared.batch.y)
+        return total, _detached(total, {"loss_clean": total, "energy_clean": energy(logits).mean()})
+
+
+def _detached(total: Tensor, terms: Terms) -> Terms:
+    return {"loss": total.detach(), **{name: value.detach() for name, value in terms.items()}}

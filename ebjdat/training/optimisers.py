@@ -1,0 +1,60 @@
+"""Optimisers, learning-rate schedules and adaptive sharpness-aware minimisation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from ebjdat.config import Schedule
+
+
+def new_optimiser(schedule: Schedule, model: nn.Module) -> torch.optim.Optimizer:
+    """SGD with momentum 0.9, or Adam, over all parameters."""
+    if schedule.optimiser == "adam":
+        return torch.optim.Adam(model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay)
+    return torch.optim.SGD(model.parameters(), lr=schedule.lr, momentum=0.9, weight_decay=schedule.weight_decay)
+
+
+def learning_rate(schedule: Schedule, step: int, steps_per_epoch: int, warmup: int) -> float:
+    """Rate of iteration ``step`` (from 0).
+
+    step: the rate times gamma for each milestone passed, after ``warmup`` linear iterations.
+    one_cycle: cosine from lr/25 to lr over the first 30 %, then cosine to about 0 (Smith & Topin
+    2017, arXiv:1708.07120); ``warmup`` does not apply.
+    """
+    if schedule.policy == "one_cycle":
+        progress = step / max(1, schedule.epochs * steps_per_epoch)
+        if progress < 0.3:
+            return schedule.lr * (0.04 + 0.96 * 0.5 * (1 - math.cos(math.pi * progress / 0.3)))
+        return schedule.lr * 0.5 * (1 + math.cos(math.pi * (progress - 0.3) / 0.7))
+    epoch = step // steps_per_epoch
+    rate = schedule.lr * schedule.gamma ** sum(epoch >= milestone for milestone in schedule.milestones)
+    return rate * min(1.0, (step + 1) / warmup) if warmup else rate
+
+
+@contextmanager
+def sharpest_neighbour(model: nn.Module, rho: float) -> Iterator[None]:
+    """Inside, weights stand at ASAM's worst neighbour for the gradients at hand; then they return.
+
+    Adaptive SAM (Kwon et al., ICML 2021, arXiv:2102.11600) with T_w = |w|:
+    w + rho * w^2 * g / || |w| g ||. Gradients are cleared on entry.
+    """
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    gradients: list[torch.Tensor] = [p.grad for p in parameters if p.grad is not None]
+    before = [p.detach().clone() for p in parameters]
+    with torch.no_grad():
+        scaled = [p.abs() * g for p, g in zip(parameters, gradients, strict=True)]
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(s) for s in scaled]))
+        for p, g in zip(parameters, gradients, strict=True):
+            p.add_(p.square() * g * (rho / (norm + 1e-12)))
+    model.zero_grad(set_to_none=True)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, w in zip(parameters, before, strict=True):
+                p.copy_(w)

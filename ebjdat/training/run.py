@@ -1,0 +1,84 @@
+"""One training run from parameters to files: what the stages `train` and `baseline` share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ebjdat import files
+from ebjdat.config import Params
+from ebjdat.data.prepared import load_prepared
+from ebjdat.device import choose_device
+from ebjdat.model.store import model_digest, save_model
+from ebjdat.subject import Subject, data_digest
+from ebjdat.training.loop import Outcome, Trainer
+from ebjdat.training.recipes import recipe
+from ebjdat.training.state import Checkpoints
+
+
+def train_subject(
+    params: Params, subject: Subject, report: Callable[[dict[str, Any]], None] = lambda row: None
+) -> dict[str, Any]:
+    """Train ``subject`` and write its model folder; returns a summary of deterministic values.
+
+    Writes ``best.pt``, ``last.pt``, ``history.jsonl``, ``summary.json`` and, for models that
+    generate, ``buffer.npz`` (``images`` float32 (size,C,H,W), replay buffer of the best epoch).
+
+    Raises:
+        UserError: data missing or damaged, another process holds the run, disk full.
+        DivergenceError: training diverged for good.
+        Interrupted: SIGTERM or Ctrl-C, after a checkpoint.
+    """
+    device = choose_device(params.device)
+    data = load_prepared(subject.data_dir)
+    identity = subject.identity(params, "train", data_digest(subject.profile))
+    # In the main checkout, outside DVC's outputs: a queued run that was stopped goes on from another copy.
+    folder = files.scratch("resume", identity)
+    key = {"identity": identity, **_flat(subject.resolved(params, "train")), "data": data.digest}
+    with files.hold(folder.with_suffix(".lock"), f"training of {subject.name}"):
+        checkpoints = Checkpoints(folder, key)
+        trainer = Trainer(
+            recipe(params, subject),
+            params.current.training.shared,
+            params.current.network,
+            data,
+            seed=subject.seed,
+            device=device,
+            checkpoints=checkpoints,
+            report=report,
+        )
+        outcome = trainer.run()
+        summary = _write(subject.model_dir, outcome, identity)
+        checkpoints.clear()
+    return summary
+
+
+def _write(folder: Path, outcome: Outcome, identity: str) -> dict[str, Any]:
+    save_model(folder / "best.pt", outcome.best, outcome.architecture)
+    save_model(folder / "last.pt", outcome.last, outcome.architecture)
+    if outcome.buffer is not None:
+        files.write_npz(folder / "buffer.npz", {"images": outcome.buffer.contiguous().numpy()})
+    files.write_text(
+        folder / "history.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in outcome.history)
+    )
+    summary = {
+        "identity": identity,
+        "best_epoch": outcome.best_epoch,
+        "epochs": len(outcome.history),
+        "best_sha256": model_digest(outcome.best),
+        "last_sha256": model_digest(outcome.last),
+        "events": outcome.events,
+        "selected": outcome.history[outcome.best_epoch - 1],
+    }
+    files.write_json(folder / "summary.json", summary)
+    return summary
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one level with dotted names, lists as they are."""
+    if not isinstance(value, dict):
+        return {prefix: list(value) if isinstance(value, tuple) else value}
+    parts = [_flat(item, f"{prefix}.{name}" if prefix else str(name)) for name, item in value.items()]
+    return {name: item for part in parts for name, item in part.items()}
