@@ -306,7 +306,8 @@ def _check_profile(key: str, profile: Profile) -> None:
         images = getattr(evaluation, name).images
         if images > profile.data.test:
             raise UserError(
-                f"{key}.evaluation.{name}.images: {images} images asked for, but {key}.data.test has {profile.data.test}"
+                f"{key}.evaluation.{name}.images: {images} images asked for, "
+                f"but {key}.data.test has {profile.data.test}"
             )
 
 

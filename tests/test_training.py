@@ -22,7 +22,7 @@ from ebjdat.training.objective import EBJDAT, Batch, Prepared, energy_gap, energ
 from ebjdat.training.optimisers import learning_rate, sharpest_neighbour
 from ebjdat.training.recipes import recipe
 from ebjdat.training.replay_buffer import ReplayBuffer
-from ebjdat.training.samplers import UniformStart, chain
+from ebjdat.training.samplers import UniformStart, chain, generate
 from ebjdat.training.streams import Streams, derive
 
 PARAMS = load_params(ROOT / "params.yaml")
@@ -291,3 +291,15 @@ def test_a_method_over_a_variant_is_data(method: str, name: str) -> None:
     assert chosen.variant.w_energy == (published.w_energy if method == "ebjdat" else 0.0)
     assert chosen.variant.steps == (published.base_steps if method == "base" else published.steps)
     assert chosen.norm == ("none" if name == "jem" else "batch")
+
+
+def test_samples_are_drawn_in_equal_batches() -> None:
+    sizes = []
+
+    class Start(UniformStart):
+        def sample(self, n: int, *arguments: object, **options: object) -> tuple[Tensor, Tensor]:
+            sizes.append(n)
+            return super().sample(n, *arguments, **options)
+
+    images = generate(EnergyModel(Quadratic(0.1)), variant(), Start((1, 2, 2)), 501, 1, generator(), batch_size=500)
+    assert (len(images), sizes) == (501, [251, 250])

@@ -44,7 +44,7 @@ def save_model(path: Path, model: EnergyModel, architecture: Architecture) -> No
     scratch = path.parent / f".{path.name}.{os.getpid()}"
     scratch.mkdir(exist_ok=True)
     torch.save({"architecture": asdict(architecture), "state": state}, scratch / path.name)
-    os.replace(scratch / path.name, path)
+    (scratch / path.name).replace(path)
     scratch.rmdir()
 
 

@@ -94,8 +94,9 @@ def generate(
 ) -> Tensor:
     """n fresh samples (n,C,H,W) clamped to [0, 1]; class-conditional where labels (n,) are given."""
     parts = []
-    for first in range(0, n, batch_size):
-        wanted = None if labels is None else labels[first : first + batch_size]
-        x, _ = start.sample(min(batch_size, n - first), generator, wanted)
+    # Equal batches: where chains see batch statistics, a batch of a few leftovers would differ.
+    for places in torch.arange(n).tensor_split(-(-n // batch_size)):
+        wanted = None if labels is None else labels[places.to(labels.device)]
+        x, _ = start.sample(len(places), generator, wanted)
         parts.append(chain(model, x, variant, steps, generator, wanted).clamp(0.0, 1.0))
     return torch.cat(parts)

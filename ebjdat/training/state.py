@@ -123,7 +123,7 @@ class Checkpoints:
             files.write_json(scratch / "manifest.json", {"schema": 1, "key": self.key, "files": hashes})
             final = self.folder / name
             shutil.rmtree(final, ignore_errors=True)
-            os.replace(scratch, final)
+            scratch.replace(final)
         except OSError as error:
             raise UserError(f"{self.folder}: the checkpoint could not be written ({error.strerror})") from error
         finally:

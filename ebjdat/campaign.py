@@ -1,0 +1,209 @@
+"""Many runs of the same stages over other parameters: seeds, readings, whole tables of a budget.
+
+A study is a YAML file: the evaluation stages to run and a list of rows, most valuable first. A row
+is a mapping of parameter keys to values over params.yaml; the key ``model`` names a baseline
+instead of the current model. Each row gets a workspace of its own with its own params.yaml, in
+which the ordinary stage commands run one after the other; rows that differ in method, variant or
+baseline only share models, so that transfer finds its surrogates. A row whose records are there
+with today's identity is not run again, so a campaign that was stopped continues, here or on
+another machine.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ebjdat import files, provenance
+from ebjdat.config import BASELINES, Params, parse_params
+from ebjdat.errors import UserError
+from ebjdat.progress import duration
+from ebjdat.subject import EVALUATIONS, Subject, data_digest
+
+SHARED_KEYS = ("method", "variant", "model")
+NO_BASELINE = ("generate",)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of a study: its parameters, its name, and the stages that it still needs."""
+
+    name: str
+    overrides: dict[str, Any]
+    raw: dict[str, Any]
+    params: Params
+    subject: Subject
+    group: str
+    stages: tuple[str, ...]
+
+    @property
+    def arguments(self) -> list[str]:
+        """What evaluation stages are told about the model."""
+        return ["--model", self.subject.name] if self.subject.is_baseline else []
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """The stage modules with their arguments, in order."""
+        train = [self.subject.training_module, *self.arguments]
+        return [train, *[[f"stages.{stage}", *self.arguments] for stage in self.stages]]
+
+
+def read_study(path: Path, params_file: Path = Path("params.yaml")) -> list[Row]:
+    """The rows of a study over today's params.yaml.
+
+    Raises:
+        UserError: the file is missing or malformed, or a row names an unknown key, value or stage.
+    """
+    try:
+        study = yaml.safe_load(path.read_text(encoding="utf-8"))
+        base = yaml.safe_load(params_file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read as a study ({' '.join(str(error).split())})") from None
+    if not isinstance(study, dict) or set(study) != {"stages", "rows"} or not isinstance(study["rows"], list):
+        raise UserError(f"{path}: expected the keys `stages` and `rows`")
+    unknown = [stage for stage in study["stages"] if stage not in EVALUATIONS]
+    if unknown:
+        raise UserError(f"{path}: unknown stage {unknown[0]!r}; known: {', '.join(EVALUATIONS)}")
+    return [_row(f"{path}, row {i + 1}", row, base, study["stages"]) for i, row in enumerate(study["rows"])]
+
+
+def _row(where: str, overrides: Any, base: dict[str, Any], stages: list[str]) -> Row:
+    if not isinstance(overrides, dict):
+        raise UserError(f"{where}: expected a mapping of parameter keys to values, got {overrides!r}")
+    raw = copy.deepcopy(base)
+    for key, value in overrides.items():
+        if key != "model":
+            _set(raw, key, value, where)
+    try:
+        params = parse_params(raw)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    model = overrides.get("model")
+    if model is not None and model not in BASELINES:
+        raise UserError(f"{where}: unknown baseline {model!r}; known: {', '.join(BASELINES)}")
+    subject = Subject.current(params) if model is None else Subject.baseline(params, model)
+    others = {key: value for key, value in overrides.items() if key not in SHARED_KEYS}
+    group = provenance.digest({"profile": params.profile, **others}, 8)
+    wanted = tuple(stage for stage in stages if model is None or stage not in NO_BASELINE)
+    return Row(f"{subject.run_name}-{group}", overrides, raw, params, subject, group, wanted)
+
+
+def _set(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
+    *path, last = key.split(".")
+    node: Any = raw
+    for part in path:
+        node = node.get(part) if isinstance(node, dict) else None
+    if not isinstance(node, dict) or last not in node:
+        raise UserError(f"{where}: {key} is no key of params.yaml")
+    node[last] = value
+
+
+def prepare_workspace(row: Row, root: Path) -> Path:
+    """A folder in which the row's stage commands run; made again, it is the same folder."""
+    folder = root / row.name
+    shared = root / "shared" / row.group
+    for name in ("models", "results"):
+        (shared / name).mkdir(parents=True, exist_ok=True)
+        _link(folder / name, shared / name)
+    for name in ("ebjdat", "stages", "data"):
+        _link(folder / name, (Path.cwd() / name).resolve())
+    reference = Path("models") / row.params.profile / "reference"
+    if reference.is_dir():
+        (shared / reference).parent.mkdir(parents=True, exist_ok=True)
+        _link(shared / reference, reference.resolve())
+    files.write_text(folder / "params.yaml", yaml.safe_dump(row.raw, sort_keys=False))
+    return folder
+
+
+def _link(path: Path, target: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_symlink():
+        path.symlink_to(target, target_is_directory=True)
+
+
+def pending(row: Row, folder: Path) -> list[list[str]]:
+    """The commands whose result is not there yet with today's identity."""
+    data = data_digest(row.subject.profile)
+    left = []
+    for command in row.commands:
+        stage = command[0].removeprefix("stages.")
+        training = command[0] == row.subject.training_module
+        name = "train" if training else stage
+        path = row.subject.model_dir / "summary.json" if training else row.subject.results_dir / f"{stage}.json"
+        done = folder / path
+        if not (done.is_file() and files.read_json(done)["identity"] == row.subject.identity(row.params, name, data)):
+            left.append(command)
+    return left
+
+
+class Campaign:
+    """Runs the rows of a study until all are done or the time is up.
+
+    Args:
+        root: folder of the workspaces.
+        minutes: no new command starts after that, and running ones get SIGTERM, which makes
+            training write a checkpoint; None: no limit.
+        jobs: rows at a time; with more than one, each command gets one thread.
+    """
+
+    def __init__(self, root: Path, *, minutes: float | None = None, jobs: int = 1) -> None:
+        self.root, self.jobs = root, jobs
+        self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
+
+    def run(self, rows: list[Row]) -> dict[str, str]:
+        """State of each row: done, stopped or failed (with the command)."""
+        with ThreadPoolExecutor(self.jobs) as pool:
+            return dict(zip([row.name for row in rows], pool.map(self._row, rows), strict=True))
+
+    def _row(self, row: Row) -> str:
+        folder = prepare_workspace(row, self.root)
+        for command in pending(row, folder):
+            started = time.monotonic()
+            code = self._command(command, folder)
+            told = f"{row.name}: {' '.join(command)} {duration(time.monotonic() - started)}"
+            if code is None or code in (-signal.SIGTERM, 128 + signal.SIGTERM):
+                print(f"{told}, stopped: time is up", flush=True)
+                return "stopped"
+            print(f"{told}{'' if code == 0 else f', failed with exit code {code}'}", flush=True)
+            if code:
+                return f"failed: {' '.join(command)} (exit code {code}, see {folder / 'log.txt'})"
+        return "done"
+
+    def _left(self) -> float | None:
+        return None if self.deadline is None else self.deadline - time.monotonic()
+
+    def _command(self, command: list[str], folder: Path) -> int | None:
+        left = self._left()
+        if left is not None and left <= 0:
+            return None
+        environment = dict(os.environ, DVC_ROOT=str(files.main_checkout()))
+        if self.jobs > 1:
+            environment["OMP_NUM_THREADS"] = "1"
+        with (folder / "log.txt").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *command], cwd=folder, env=environment, stdout=log, stderr=log
+            )
+            try:
+                return process.wait(left)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGTERM)
+                return process.wait()
+
+
+def log_records(rows: list[Row], root: Path) -> None:
+    """Log the records of finished rows to MLflow, so that the next ``dvc repro`` takes them in."""
+    for row in rows:
+        folder = root / row.name
+        if (folder / row.subject.results_dir).is_dir():
+            environment = dict(os.environ, DVC_ROOT=str(files.main_checkout()))
+            subprocess.run([sys.executable, "-m", "stages.record"], cwd=folder, env=environment, check=True)

@@ -1,0 +1,32 @@
+"""What every stage does around its ``main``: one clear line for a user's mistake, and an exit code."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+from ebjdat.errors import Interrupted, UserError
+
+STARTED = time.monotonic()
+"""When this process began its work; a stage's duration is measured from here."""
+
+INTERRUPTED = 130
+
+
+def run(main: Callable[[], object]) -> None:
+    """Call ``main``; a :class:`UserError` becomes one line on stderr and its own exit code.
+
+    Ctrl-C ends with 130. Anything else is a fault of the program and keeps its traceback.
+    """
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except Interrupted as stop:
+        print("interrupted; the same command goes on from the checkpoint", file=sys.stderr)
+        sys.exit(stop.code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)

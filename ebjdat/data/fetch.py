@@ -1,0 +1,86 @@
+"""Files from elsewhere: where they are kept, how they are verified, how a tool is asked for them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from ebjdat.errors import UserError
+
+
+class Unavailable(Exception):
+    """A source cannot be reached here; the next one may."""
+
+
+def cache_folder() -> Path:
+    """Folder for verified downloads, shared by all profiles and checkouts.
+
+    ``EBJDAT_CACHE`` if set, else ``ebjdat`` in the user's cache folder (XDG). It is only a copy:
+    everything in it is verified at each use and may be deleted at any time.
+    """
+    chosen = os.environ.get("EBJDAT_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ebjdat"
+
+
+def verify_file(path: str | Path, algorithm: str, expected: str, size: int | None = None) -> None:
+    """Check a file's hash.
+
+    Args:
+        path: the file.
+        algorithm: "md5" or "sha256".
+        expected: hash in lower-case hex.
+        size: expected bytes, named in the message when they differ.
+
+    Raises:
+        UserError: missing, unreadable or of another hash; names file, expected and actual hash.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as handle:
+            # usedforsecurity: md5 is what the owner publishes; a FIPS build of OpenSSL would refuse it.
+            actual = hashlib.file_digest(handle, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing, expected a file of {algorithm} {expected}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if actual == expected:
+        return
+    notes = []
+    length = path.stat().st_size
+    if size is not None and length != size:
+        notes.append(f"it has {length:,} bytes instead of {size:,}")
+    if looks_like_html(path):
+        notes.append("it is a web page, as a failed download leaves behind")
+    reason = f" ({'; '.join(notes)})" if notes else ""
+    raise UserError(f"{path}: expected {algorithm} {expected}, got {actual}{reason}: fetch the file again")
+
+
+def looks_like_html(path: str | Path) -> bool:
+    """Whether a file starts like a web page: what a failed download often leaves behind."""
+    with Path(path).open("rb") as handle:
+        head = handle.read(512).lstrip().lower()
+    return head.startswith((b"<!doctype html", b"<html"))
+
+
+def ask_tool(command: Sequence[str], folder: Path, seconds: float) -> None:
+    """Run a downloader in ``folder`` without a shell.
+
+    Raises:
+        Unavailable: not installed, failed, or longer than ``seconds``; the message has its last line.
+    """
+    try:
+        done = subprocess.run(
+            command, cwd=folder, timeout=seconds, capture_output=True, text=True, errors="replace", check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise Unavailable(f"no answer within {seconds:g} s") from None
+    except OSError as error:
+        raise Unavailable(f"{command[0]} cannot be run: {error.strerror}") from None
+    if done.returncode != 0:
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        raise Unavailable(lines[-1][:200] if lines else f"exit status {done.returncode}")

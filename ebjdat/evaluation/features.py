@@ -1,0 +1,275 @@
+"""Distances between sets of images in the feature space of a fixed network, through torch-fidelity.
+
+Fréchet distance (Heusel et al., NeurIPS 2017) and squared kernel MMD (Binkowski et al., ICLR 2018;
+"KID" where the features are Inception's). With Inception features they are called ``fid`` and ``kid``;
+with those of the small classifier ``classifier-frechet`` and ``classifier-kernel``, never FID.
+
+Both need whole images at the door: uint8, three channels, the full range 0..255. A float image cast
+to uint8 and a [-1, 1] image taken for [0, 1] are the commonest errors of this field, and both are
+refused here rather than shown as a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ebjdat.errors import AuditError, UserError
+from ebjdat.evaluation.classifier import load_classifier
+from ebjdat.evaluation.inception import find_weights
+
+KERNEL_SUBSETS = 100
+KERNEL_SUBSET_SIZE = 1000
+KERNEL_SEED = 2020
+SCORE_LAYER = "logits_unbiased"
+CLASSIFIER = "ebjdat-classifier"
+"""Name under which the small classifier is registered with torch-fidelity."""
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images (N, 1 or 3, H, W) floating point in [0, 1] -> (N, 3, H, W) uint8 in 0..255, rounded.
+
+    Grey images are repeated over the three channels.
+
+    Raises:
+        AuditError: not floating point, NaN, or outside [0, 1]; the message counts the pixels.
+    """
+    if not images.is_floating_point() or images.dim() != 4 or images.shape[1] not in (1, 3):
+        raise AuditError(f"expected float images (N, 1 or 3, H, W) in [0, 1], got {images.dtype} {tuple(images.shape)}")
+    bad = ~((images >= 0.0) & (images <= 1.0))
+    if bad.any():
+        raise AuditError(f"{int(bad.sum())} of {bad.numel()} pixels are NaN or outside [0, 1], nothing is measured")
+    return (images * 255.0).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+
+
+class ImageSet(Dataset[Tensor]):
+    """Images that passed the door, as torch-fidelity takes them.
+
+    Args:
+        images: (N, 3, H, W) uint8 in 0..255.
+        expected: how many images there must be; None: any number from 2.
+
+    Raises:
+        AuditError: wrong type, channels, range or count; the message says which.
+    """
+
+    def __init__(self, images: Tensor, expected: int | None = None) -> None:
+        if images.dtype != torch.uint8:
+            raise AuditError(
+                f"images for a distance must be uint8 in 0..255, got {images.dtype}: scale and round first"
+            )
+        if images.dim() != 4 or images.shape[1] != 3:
+            raise AuditError(f"images for a distance must be (N, 3, H, W), got {tuple(images.shape)}")
+        if len(images) < 2 or (expected is not None and len(images) != expected):
+            raise AuditError(f"expected {expected or 'at least 2'} images for a distance, got {len(images)}")
+        if int(images.max()) <= 1:
+            raise AuditError("no pixel is above 1 of 255: images in [0, 1] were cast to uint8 instead of scaled")
+        self.images = images.cpu()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.images[index]
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A network whose features are compared.
+
+    Attributes:
+        kind: parameter value that selects it.
+        registered: its name in torch-fidelity's registry.
+        layer: name of its pooled layer.
+        distance, kernel: metric names.
+        dimensions: features per image.
+        weights: file of its weights.
+        sha256: of the weights that the features depend on.
+        score_refused: why there is no Inception Score; None where there is one.
+    """
+
+    kind: Literal["classifier", "inception"]
+    registered: str
+    layer: str
+    distance: str
+    kernel: str
+    dimensions: int
+    weights: Path
+    sha256: str
+    score_refused: str | None
+    device: torch.device
+    batch_size: int
+
+    @cached_property
+    def _network(self) -> Any:
+        from torch_fidelity.utils import create_feature_extractor
+
+        network = create_feature_extractor(
+            self.registered,
+            [self.layer] if self.score_refused else [self.layer, SCORE_LAYER],
+            cuda=self.device.type == "cuda",
+            feature_extractor_weights_path=str(self.weights),
+            verbose=False,
+        )
+        return network.to(memory_format=torch.channels_last)
+
+    def all_features(self, images: ImageSet) -> dict[str, Tensor]:
+        """Features by layer name, each (N, D) float32 on the CPU."""
+        from torch_fidelity.utils import get_featuresdict_from_dataset
+
+        cuda = self.device.type == "cuda"
+        return get_featuresdict_from_dataset(
+            images, self._network, self.batch_size, cuda, save_cpu_ram=True, verbose=False
+        )
+
+    def features(self, images: ImageSet) -> Tensor:
+        """Pooled features (N, dimensions) float32 on the CPU."""
+        return self.all_features(images)[self.layer]
+
+
+def classifier_extractor(weights: Path, device: torch.device) -> Extractor:
+    """The small classifier of ``weights`` (see :mod:`ebjdat.evaluation.classifier`)."""
+    _register_classifier()
+    trained = load_classifier(weights)
+    return Extractor(
+        kind="classifier",
+        registered=CLASSIFIER,
+        layer="pooled",
+        distance="classifier-frechet",
+        kernel="classifier-kernel",
+        dimensions=2 * trained.network.width,
+        weights=weights,
+        sha256=trained.sha256,
+        score_refused="it is defined by Inception's class probabilities, this profile uses a small classifier",
+        device=device,
+        batch_size=500,
+    )
+
+
+def inception_extractor(device: torch.device, say: Callable[[str], object] = print) -> Extractor:
+    """Inception of 2015-12-05 (see :mod:`ebjdat.evaluation.inception`)."""
+    weights = find_weights(say)
+    refused = None if weights.final_layer else "these Inception weights lack the final layer, so no class probabilities"
+    return Extractor(
+        kind="inception",
+        registered="inception-v3-compat",
+        layer="2048",
+        distance="fid",
+        kernel="kid",
+        dimensions=2048,
+        weights=weights.path,
+        sha256=weights.sha256,
+        score_refused=refused,
+        device=device,
+        batch_size=64 if device.type == "cuda" else 16,
+    )
+
+
+@lru_cache(maxsize=1)
+def _register_classifier() -> None:
+    from torch_fidelity import register_feature_extractor
+    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+
+    class ClassifierFeatures(FeatureExtractorBase):  # type: ignore[misc]
+        """The small classifier's pooled features."""
+
+        def __init__(
+            self, name: str, features_list: list[str], feature_extractor_weights_path: str, **options: Any
+        ) -> None:
+            super().__init__(name, features_list)
+            self.network = load_classifier(Path(feature_extractor_weights_path)).network
+
+        def forward(self, input: Tensor) -> tuple[Tensor, ...]:
+            return (self.network.features(input),)
+
+        @staticmethod
+        def get_provided_features_list() -> tuple[str, ...]:
+            return ("pooled",)
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric: str) -> str:
+            return "pooled"
+
+        @staticmethod
+        def can_be_compiled() -> bool:
+            return False
+
+        @staticmethod
+        def get_dummy_input_for_compile() -> None:
+            return None
+
+    register_feature_extractor(CLASSIFIER, ClassifierFeatures)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean (D,) and covariance (D, D) float64 of ``n`` feature vectors."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    n: int
+
+    @classmethod
+    def of(cls, features: Tensor) -> Statistics:
+        """From features (N, D), through torch-fidelity in float64."""
+        from torch_fidelity.metric_fid import fid_features_to_statistics
+
+        found = fid_features_to_statistics(features.double())
+        return cls(found["mu"], found["sigma"], len(features))
+
+
+def frechet_distance(first: Statistics, second: Statistics) -> float:
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), through torch-fidelity."""
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+
+    sides = [{"mu": side.mean, "sigma": side.covariance} for side in (first, second)]
+    return float(fid_statistics_to_metric(*sides, verbose=False)[KEY_METRIC_FID])
+
+
+def kernel_subset_size(*counts: int) -> int:
+    """Images per subset of the kernel distance: 1,000, or all of the smaller set."""
+    return min(KERNEL_SUBSET_SIZE, *counts)
+
+
+def kernel_distance(first: Tensor, second: Tensor) -> tuple[float, float]:
+    """Mean and standard deviation of the cubic-kernel MMD^2 over random subsets, through torch-fidelity.
+
+    Args:
+        first, second: features (N, D) float32.
+    """
+    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+
+    found = kid_features_to_metric(
+        first,
+        second,
+        kid_subsets=KERNEL_SUBSETS,
+        kid_subset_size=kernel_subset_size(len(first), len(second)),
+        rng_seed=KERNEL_SEED,
+        verbose=False,
+    )
+    return float(found[KEY_METRIC_KID_MEAN]), float(found[KEY_METRIC_KID_STD])
+
+
+def inception_score(extractor: Extractor, features: Mapping[str, Tensor]) -> float:
+    """Inception Score (Salimans et al., NeurIPS 2016), mean over 10 parts, through torch-fidelity.
+
+    Args:
+        extractor: where the features come from.
+        features: its :meth:`Extractor.all_features` of the samples.
+
+    Raises:
+        UserError: the extractor has no class probabilities; the message says why.
+    """
+    if extractor.score_refused:
+        raise UserError(f"no Inception Score: {extractor.score_refused}")
+    from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_featuresdict_to_metric
+
+    return float(isc_featuresdict_to_metric(features, SCORE_LAYER, verbose=False)[KEY_METRIC_ISC_MEAN])

@@ -1,0 +1,55 @@
+"""Images that are not of the data set, all available without a download, for detection by energy.
+
+``photographs`` are real; ``interpolated`` and ``uniform-noise`` are sets that the JEM paper and its
+predecessors use (Grathwohl et al., ICLR 2020, arXiv:1912.03263).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ebjdat.evaluation.cases import stream
+
+PATCH = 64
+"""Side of a patch of a photograph before it is scaled down, pixels."""
+
+
+def outliers(x: Tensor, seed: int) -> dict[str, Tensor]:
+    """As many images of every set as x (N,C,H,W) in [0, 1] has, on its device."""
+    return {
+        "photographs": photographs(len(x), tuple(x.shape[1:]), seed).to(x.device),
+        "interpolated": interpolated(x, seed),
+        "uniform-noise": uniform_noise(x, seed),
+    }
+
+
+def photographs(n: int, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Patches of scikit-learn's two sample photographs (china, flower), scaled to (C,H,W)."""
+    from sklearn.datasets import load_sample_images
+
+    channels, height, width = shape
+    generator = stream(seed, "photographs")
+    pictures = [torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in load_sample_images().images]
+    patches = []
+    for index in range(n):
+        picture = pictures[index % len(pictures)]
+        top = int(torch.randint(picture.shape[1] - PATCH + 1, (), generator=generator))
+        left = int(torch.randint(picture.shape[2] - PATCH + 1, (), generator=generator))
+        patches.append(picture[:, top : top + PATCH, left : left + PATCH])
+    images = torch.stack(patches).float() / 255.0
+    images = images.mean(1, keepdim=True) if channels == 1 else images
+    return F.adaptive_avg_pool2d(images, (height, width)).contiguous()
+
+
+def interpolated(x: Tensor, seed: int) -> Tensor:
+    """The mean of each image and another one of x."""
+    order = torch.randperm(len(x), generator=stream(seed, "interpolated"))
+    return 0.5 * (x + x[order.to(x.device)].roll(1, 0))
+
+
+def uniform_noise(x: Tensor, seed: int) -> Tensor:
+    """Independent uniform pixels in [0, 1]."""
+    return torch.rand(x.shape, generator=stream(seed, "uniform-noise")).to(x.device)

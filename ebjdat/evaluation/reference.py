@@ -1,0 +1,157 @@
+"""What generated images are compared with: statistics of real images, made once per data set.
+
+A reference is a folder that DVC versions: ``classifier.pt`` (the independent classifier),
+``statistics.npz`` (feature statistics of the train split and of all images) and ``manifest.json``,
+which names the data and the features that they belong to. It also holds the floor of every distance:
+real test images against the train split, at the same number of images as the samples.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ebjdat import files
+from ebjdat.config import Generation
+from ebjdat.data.prepared import Prepared
+from ebjdat.errors import UserError
+from ebjdat.evaluation.classifier import Trained, load_classifier, predict, save_classifier, train_classifier
+from ebjdat.evaluation.features import (
+    Extractor,
+    ImageSet,
+    Statistics,
+    classifier_extractor,
+    frechet_distance,
+    inception_extractor,
+    kernel_distance,
+    to_uint8,
+)
+from ebjdat.evaluation.statistics import Rate
+
+SCHEMA = 1
+KERNEL_REFERENCE = 10_000
+"""Train images whose features are kept for the kernel distance, which works on random subsets."""
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Statistics of real images in one feature space.
+
+    Attributes:
+        extractor: the network that made them.
+        classifier: the independent classifier.
+        train: statistics of the train split.
+        everything: statistics of train, validation and test images together.
+        kernel_features: (n, D) float32, features of the first train images.
+        floor: distance name -> value of real test images against the train split.
+        floor_images: how many test images that is.
+        clean: accuracy of the classifier on the test images.
+    """
+
+    extractor: Extractor
+    classifier: Trained
+    train: Statistics
+    everything: Statistics
+    kernel_features: Tensor
+    floor: dict[str, float]
+    floor_images: int
+    clean: Rate
+
+    def distances(self, features: Tensor) -> dict[str, float]:
+        """Both distances of features (N, D) to the train split, by metric name."""
+        mean, spread = kernel_distance(features, self.kernel_features)
+        return {
+            self.extractor.distance: frechet_distance(Statistics.of(features), self.train),
+            self.extractor.kernel: mean,
+            f"{self.extractor.kernel}-std": spread,
+        }
+
+
+def build_reference(
+    folder: Path, prepared: Prepared, settings: Generation, device: torch.device, say: Say = print
+) -> dict[str, Any]:
+    """Train the classifier, measure the real images and write the folder; returns its manifest.
+
+    Raises:
+        UserError: Inception weights are needed and not to be had, or a file cannot be written.
+    """
+    train, validation, test = (to_uint8(x) for x in (prepared.x_train, prepared.x_val, prepared.x_test))
+    trained = train_classifier(train, prepared.y_train, device)
+    save_classifier(folder / "classifier.pt", trained.network)
+    extractor = _extractor(settings.features, folder, device, say)
+    parts = [extractor.features(ImageSet(part)) for part in (train, validation, test)]
+    statistics, everything = Statistics.of(parts[0]), Statistics.of(torch.cat(parts))
+    floor_images = min(settings.samples, len(test))
+    clean = Rate.of((predict(trained.network, test, device) == prepared.y_test).numpy())
+    arrays = {
+        "train_mean": statistics.mean,
+        "train_covariance": statistics.covariance,
+        "all_mean": everything.mean,
+        "all_covariance": everything.covariance,
+        "kernel_features": parts[0][:KERNEL_REFERENCE].numpy(),
+    }
+    files.write_npz(folder / "statistics.npz", arrays, compress=False)
+    reference = Reference(
+        extractor, trained, statistics, everything, parts[0][:KERNEL_REFERENCE], {}, floor_images, clean
+    )
+    manifest = {
+        "schema": SCHEMA,
+        "data": prepared.digest,
+        "features": {"kind": extractor.kind, "sha256": extractor.sha256, "dimensions": extractor.dimensions},
+        "classifier": {"sha256": trained.sha256, "correct": clean.correct, "n": clean.n, "flags": clean.flags},
+        "counts": {"train": statistics.n, "all": everything.n, "floor": floor_images},
+        "floor": reference.distances(parts[2][:floor_images]),
+    }
+    files.write_json(folder / "manifest.json", manifest)
+    return manifest
+
+
+def load_reference(
+    folder: Path, prepared: Prepared, settings: Generation, device: torch.device, say: Say = print
+) -> Reference:
+    """Read a folder written by :func:`build_reference`.
+
+    Raises:
+        UserError: a file is missing or damaged, or belongs to other data or other features.
+    """
+    manifest = files.read_json(folder / "manifest.json")
+    try:
+        known = (manifest["schema"], manifest["data"], manifest["features"]["kind"])
+        counts, clean = manifest["counts"], {name: manifest["classifier"][name] for name in ("correct", "n", "flags")}
+        with np.load(folder / "statistics.npz", allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        train = Statistics(arrays["train_mean"], arrays["train_covariance"], counts["train"])
+        everything = Statistics(arrays["all_mean"], arrays["all_covariance"], counts["all"])
+        kernel_features = torch.from_numpy(arrays["kernel_features"])
+    except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{folder}: damaged reference ({error}); run `dvc repro` to make it again") from None
+    if known != (SCHEMA, prepared.digest, settings.features):
+        raise UserError(
+            f"{folder}: belongs to schema, data, features {known}, expected "
+            f"{(SCHEMA, prepared.digest, settings.features)}; run `dvc repro` to make it again"
+        )
+    extractor = _extractor(settings.features, folder, device, say)
+    if extractor.sha256 != manifest["features"]["sha256"]:
+        raise UserError(
+            f"{folder}: made with features of sha256 {manifest['features']['sha256']}, found {extractor.sha256}; "
+            "run `dvc repro` to make it again"
+        )
+    classifier = load_classifier(folder / "classifier.pt")
+    return Reference(
+        extractor, classifier, train, everything, kernel_features, manifest["floor"], counts["floor"], Rate(**clean)
+    )
+
+
+def _extractor(kind: str, folder: Path, device: torch.device, say: Say) -> Extractor:
+    if kind == "inception":
+        return inception_extractor(device, say)
+    return classifier_extractor(folder / "classifier.pt", device)

@@ -1,0 +1,194 @@
+"""Table 1: AutoAttack, each attack alone and the cascade, under both protocols.
+
+Per protocol an accuracy per attack, their union (robust against all of them, each run alone), and the
+cascade of version ``standard``. The first attack of the cascade starts from the same batch and seed as it
+does alone, so APGD-CE alone is read from the cascade where both run the same steps.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ebjdat.attacks.audit import check_effect
+from ebjdat.attacks.autoattack import CASCADE, KINDS, Job, Outcome, kind_of, package_version
+from ebjdat.attacks.slices import run_jobs
+from ebjdat.evaluation.cases import Case, make_cases
+from ebjdat.evaluation.statistics import Rate, Result
+from ebjdat.protocols import AutoAttackCell
+
+STANDARD = AutoAttackCell(attack="apgd-ce", steps=100)
+"""The first attack of the version ``standard``."""
+
+Plan = dict[str, list[Job]]
+"""Jobs by attack (or ``cascade``), in the order of the slices."""
+
+
+def evaluate(
+    load: Callable[[], nn.Module],
+    x: Tensor,
+    y: Tensor,
+    *,
+    nominal: float,
+    variant: str | None,
+    slice_size: int,
+    folder: Path,
+    made_by: dict[str, str],
+    workers: int = 1,
+) -> Result:
+    """Everything of the stage ``autoattack``.
+
+    Args:
+        load: makes the model; see :func:`ebjdat.attacks.slices.run_jobs` for it and for ``workers``.
+        x, y: images (N,C,H,W) in [0, 1], labels (N,).
+        nominal: the profile's radius, pixel units.
+        variant: JEM variant, for the protocol's input noise; None for a baseline.
+        slice_size: images per slice; part of what the numbers are.
+        folder: outcomes on disk, so that a killed evaluation goes on.
+        made_by: identity of model and code.
+
+    Raises:
+        AuditError: an attack broke a property, or finds almost nothing.
+        UserError: foreign outcomes in ``folder``.
+    """
+    cases = make_cases(x, y, nominal, variant)
+    plans = {case.name: plan(case, slice_size) for case in cases}
+    images = {
+        job: (case.x[job.first : job.last], case.y[job.first : job.last])
+        for case in cases
+        for jobs in plans[case.name].values()
+        for job in jobs
+    }
+    outcomes = run_jobs(list(images), load, images, folder=folder, made_by=made_by, workers=workers)
+    parts = [_case_result(case, plans[case.name], outcomes) for case in cases]
+    settings = {case.name: case.settings("table1") | {"slice": slice_size} for case in cases}
+    return Result(
+        n=len(x),
+        rates=_merged(part.rates for part in parts),
+        values=_merged(part.values for part in parts),
+        audits=_merged(part.audits for part in parts),
+        warnings=_merged(part.warnings for part in parts),
+        settings=settings | {"package": package_version()},
+        arrays=_merged(part.arrays or {} for part in parts) | {"label": y.cpu().numpy()},
+    )
+
+
+def plan(case: Case, slice_size: int) -> Plan:
+    """The jobs of a protocol."""
+    table = case.protocol.table1
+    cells: dict[str, AutoAttackCell] = {
+        cell.attack: cell for cell in table.alone if not (table.cascade and cell == STANDARD)
+    }
+    jobs: Plan = {"cascade": _slices(case, "cascade", STANDARD, slice_size)} if table.cascade else {}
+    return jobs | {name: _slices(case, name, cell, slice_size) for name, cell in cells.items()}
+
+
+def _slices(case: Case, attack: str, cell: AutoAttackCell, size: int) -> list[Job]:
+    n = len(case.x)
+    return [
+        Job(
+            protocol=case.name,
+            attack=attack,
+            steps=cell.steps,
+            targets=cell.targets,
+            eps=case.radius,
+            seed=case.protocol.seed,
+            first=first,
+            last=min(first + size, n),
+        )
+        for first in range(0, n, size)
+    ]
+
+
+def _case_result(case: Case, jobs: Plan, outcomes: dict[Job, Outcome]) -> Result:
+    """One protocol's part of the result."""
+    found = {name: [outcomes[job] for job in several] for name, several in jobs.items()}
+    flags = _flags(case, found)
+    right = np.concatenate([outcome.right for outcome in next(iter(found.values()))])
+    _check_fab(case, flags, right)
+    flags["union"] = np.logical_and.reduce([flags[cell.attack] for cell in case.protocol.table1.alone])
+    arrays = {f"{case.name}/{name}": robust for name, robust in flags.items()} | {f"{case.name}/clean": right}
+    if "cascade" in found:
+        flags["autoattack"] = np.concatenate([outcome.final for outcome in found["cascade"]])
+        arrays[f"{case.name}/first-success"] = first_success(right, found["cascade"])
+    warnings = {f"{case.name}/{name}": _warnings(several) for name, several in found.items()}
+    return Result(
+        n=len(right),
+        rates={f"{case.name}/{name}": Rate.of(robust) for name, robust in flags.items()}
+        | {f"{case.name}/clean": Rate.of(right)},
+        values=_counts(case.name, found),
+        audits={f"{case.name}/{name}": _joined_audit(several) for name, several in found.items()},
+        warnings={name: texts for name, texts in warnings.items() if texts},
+        arrays=arrays,
+    )
+
+
+def _flags(case: Case, found: dict[str, list[Outcome]]) -> dict[str, np.ndarray]:
+    """Robust images (N,) per attack run alone."""
+    flags: dict[str, np.ndarray] = {}
+    for cell in case.protocol.table1.alone:
+        source = found.get(cell.attack, found.get("cascade", []))
+        flags[cell.attack] = np.concatenate([outcome.robust[cell.attack] for outcome in source])
+    return flags
+
+
+def first_success(right: np.ndarray, outcomes: list[Outcome]) -> np.ndarray:
+    """Per image (N,) int8: -1 misclassified before, 0 withstands the cascade, k broken by its k-th attack."""
+    place = np.where(right, 0, -1).astype(np.int8)
+    before = right.copy()
+    for number, name in enumerate(CASCADE, start=1):
+        after = np.concatenate([outcome.robust[name] for outcome in outcomes])
+        place[before & ~after] = number
+        before = after
+    return place
+
+
+def _check_fab(case: Case, flags: dict[str, np.ndarray], right: np.ndarray) -> None:
+    """FAB returns its failures unchanged, so that only a comparison shows a broken one."""
+    peer = "apgd-t" if "apgd-t" in flags else "apgd-dlr"
+    robust = {name: torch.from_numpy(flags[name]) for name in ("fab-t", peer)}
+    check_effect(f"{case.name}/fab-t", robust["fab-t"], peer, robust[peer], torch.from_numpy(right))
+
+
+def _joined_audit(outcomes: list[Outcome]) -> dict[str, Any]:
+    """One audit over all slices."""
+    audits = [outcome.audit for outcome in outcomes]
+    return {
+        "images": sum(audit["images"] for audit in audits),
+        "eps": audits[0]["eps"],
+        "distance": max(audit["distance"] for audit in audits),
+        "low": min(audit["low"] for audit in audits),
+        "high": max(audit["high"] for audit in audits),
+        "nan": sum(audit["nan"] for audit in audits),
+        "changed": sum(audit["changed"] for audit in audits),
+    }
+
+
+def _warnings(outcomes: list[Outcome]) -> list[str]:
+    """Distinct texts with how often they came."""
+    counted: Counter[str] = Counter()
+    for outcome in outcomes:
+        counted.update(outcome.warnings)
+    return [f"{text} ({number} times)" for text, number in sorted(counted.items())]
+
+
+def _counts(name: str, found: dict[str, list[Outcome]]) -> dict[str, float]:
+    """``<protocol>/warnings/<kind>``: how often each kind of warning came."""
+    counted = dict.fromkeys(KINDS, 0)
+    for outcome in (outcome for several in found.values() for outcome in several):
+        for text, number in outcome.warnings.items():
+            counted[kind_of(text)] += number
+    return {f"{name}/warnings/{kind}": float(number) for kind, number in counted.items()}
+
+
+def _merged(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for part in parts:
+        merged |= part
+    return merged

@@ -1,0 +1,170 @@
+"""Files that are whole or absent: written aside, flushed, then moved into place.
+
+A kill at any moment leaves the old file or the new one. A full disk or a read-only folder is the
+user's to mend, so it is told in one sentence and the earlier file stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from ebjdat.errors import UserError
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full; free some space and run again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run again",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "no permission to write there",
+    errno.EPERM: "no permission to write there",
+}
+
+
+@contextlib.contextmanager
+def atomic(path: str | Path) -> Iterator[IO[bytes]]:
+    """A binary handle whose content appears at ``path`` when the block ends without an error.
+
+    Parent folders are made. After an error the old file is untouched and nothing is left over.
+
+    Raises:
+        UserError: the disk is full, read-only or not permitted; the message names the file.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
+    return UserError(f"{path} could not be written: {reason}")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text with ``\\n`` line ends (errors: see :func:`atomic`)."""
+    with atomic(path) as handle:
+        handle.write(text.encode("utf-8"))
+
+
+def json_text(value: Any) -> str:
+    """Readable JSON with sorted keys: equal values give equal text.
+
+    Raises:
+        UserError: a number is NaN or infinite, which JSON does not have.
+    """
+    try:
+        return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    except ValueError as error:
+        raise UserError(f"a value is NaN or infinite ({error})") from None
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write :func:`json_text` (errors: see there and :func:`atomic`)."""
+    try:
+        text = json_text(value)
+    except UserError as error:
+        raise UserError(f"{path} was not written: {error}") from None
+    write_text(path, text)
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: the file is missing, unreadable or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; run `dvc repro` to make it") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not readable JSON ({error}); delete it and run `dvc repro` again") from None
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray], *, compress: bool = True) -> None:
+    """Write arrays as ``.npz``; equal arrays give equal bytes (fixed order and dates, no pickles).
+
+    Args:
+        arrays: plain numeric or boolean arrays by name.
+        compress: deflate the members; switch it off for large float arrays, which hardly shrink.
+
+    Raises:
+        UserError: see :func:`atomic`.
+        ValueError: an array holds Python objects.
+    """
+    method = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
+    with atomic(path) as handle, zipfile.ZipFile(handle, "w", method) as archive:
+        for name in sorted(arrays):
+            member = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            member.compress_type = method
+            with archive.open(member, "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, np.ascontiguousarray(arrays[name]), allow_pickle=False)
+
+
+def main_checkout() -> Path:
+    """The repository that the person works in, also from a copy of it.
+
+    DVC runs queued and ``--temp`` experiments in a copy below its own folder and names the main
+    checkout in ``DVC_ROOT``. Otherwise: the nearest folder upwards with a ``.dvc``, or the current one.
+    """
+    named = os.environ.get("DVC_ROOT")
+    if named:
+        return Path(named).resolve()
+    here = Path.cwd().resolve()
+    return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
+
+
+def scratch(*parts: str) -> Path:
+    """A path below ``.mlflow/`` in the main checkout, for what goes on from there and never into git."""
+    return main_checkout().joinpath(".mlflow", *parts)
+
+
+@contextlib.contextmanager
+def hold(path: str | Path, what: str) -> Iterator[None]:
+    """Keep ``path`` as the lock of ``what`` while the block runs; a dead holder's lock is free.
+
+    The operating system ends a lock with its process, so nothing has to be cleaned up by hand.
+
+    Raises:
+        UserError: another process holds it; the message names the process.
+    """
+    import filelock
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    note = path.with_name(path.name + ".holder")
+    lock = filelock.FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        holder = note.read_text(encoding="utf-8").strip() if note.is_file() else "an unknown process"
+        raise UserError(f"{what} is in use by {holder}: wait for it or stop it") from None
+    try:
+        write_text(note, f"process {os.getpid()} on {socket.gethostname()}\n")
+        yield
+    finally:
+        note.unlink(missing_ok=True)
+        lock.release()

@@ -1,0 +1,206 @@
+"""Evaluation protocols as data: what every cell of Tables 1 to 3 runs.
+
+``standard`` attacks images in [0, 1] at the profile's nominal radius r with the usual strength.
+``released`` follows the released code of EB-JDAT at 327ea16, which attacks images that are already in
+[-1, 1] with an eps of 8/255 in that scale, that is half of every radius in pixel units; that Table 1
+runs 20 steps per attack there is inferred from the supplement, which the code does not settle.
+
+Radii and noises are in pixel units. A protocol is printed with every number that it produced.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+AutoAttackName = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"]
+TransferName = Literal["pgd", "mi-fgsm", "vmi-fgsm", "vni-fgsm"]
+
+CODE_NOISE = 0.015
+"""Input noise of the released code in pixel units: sigma 0.03 of the network's [-1, 1] scale."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AutoAttackCell:
+    """One attack of AutoAttack, run alone (Table 1)."""
+
+    attack: AutoAttackName
+    steps: int
+    """Iterations; queries for Square."""
+    targets: int = 0
+    """Target classes of a targeted attack; 0: untargeted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table1:
+    """AutoAttack: each attack alone, and the ``standard`` cascade where asked for."""
+
+    alone: tuple[AutoAttackCell, ...]
+    cascade: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Iterated:
+    """Sign steps on the cross-entropy."""
+
+    steps: int
+    step: float
+    """Size of a step as a fraction of the protocol's radius r * scale."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transfer:
+    """Attacks crafted on a surrogate (Table 2), all with the same number and size of steps."""
+
+    attacks: tuple[TransferName, ...]
+    steps: int
+    step: float
+    """Fraction of the protocol's radius."""
+    neighbours: tuple[int, ...]
+    """Images sampled around the iterate by VMI and VNI (the N of their paper)."""
+    decay: float
+    beta: float
+    """Neighbours are uniform within +-beta * radius."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """APGD-CE over radius and iterations (Table 3), one restart, one seed."""
+
+    radii: tuple[float, ...]
+    """Multiples of the protocol's radius."""
+    radii_steps: tuple[int, ...]
+    """Iterations at each of those radii."""
+    iterations: tuple[int, ...]
+    """Iterations at the protocol's radius."""
+    unbounded: float
+    """A radius that contains every image, pixel units."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EotCell:
+    """EOT-PGD (Table 3) with ``samples`` gradients per step, at every radius."""
+
+    noise: Literal["plain", "noise"]
+    """plain: the model as it is, which has no randomness; noise: Gaussian input noise inside the model."""
+    samples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Eot:
+    """EOT-PGD from a random start (Table 3)."""
+
+    radii: tuple[float, ...]
+    """Multiples of the protocol's radius."""
+    steps: int
+    step: float
+    """Fraction of the protocol's radius, the same at every radius."""
+    cells: tuple[EotCell, ...]
+    sigma: float
+    """Noise inside the model, pixel units."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Protocol:
+    """Everything that an adversarial evaluation depends on besides model, images and nominal radius."""
+
+    name: str
+    scale: float
+    """Radius of the protocol as a fraction of the profile's nominal radius."""
+    seed: int
+    """Of random starts, input noise and AutoAttack, whatever the seed of training."""
+    noisy_variants: tuple[str, ...]
+    """JEM variants whose images get one fixed draw of input noise, clipped to [0, 1], before the attack."""
+    noise: float
+    """Standard deviation of that noise, pixel units."""
+    pgd: Iterated
+    table1: Table1
+    transfer: Transfer
+    sweep: Sweep
+    eot: Eot
+
+    def radius(self, nominal: float) -> float:
+        """The protocol's radius in pixel units."""
+        return self.scale * nominal
+
+    def input_noise(self, variant: str | None) -> float:
+        """Standard deviation of the input noise for a model of ``variant`` (None: a baseline), pixel units."""
+        return self.noise if variant in self.noisy_variants else 0.0
+
+    def resolved(self, nominal: float, variant: str | None) -> dict[str, Any]:
+        """The protocol with its radius and noise in pixel units, as plain values for a record."""
+        plain = asdict(self)
+        plain |= {"radius": self.radius(nominal), "input_noise": self.input_noise(variant)}
+        return plain
+
+    def describe(self, nominal: float, variant: str | None = None) -> str:
+        """One line to print beside a number."""
+        noise = self.input_noise(variant)
+        images = f"input noise of sigma {noise:g}, fixed draw, clipped" if noise else "no input noise"
+        return f"{self.name}: L-inf radius {as_fraction(self.radius(nominal))}, {images}"
+
+
+def as_fraction(radius: float) -> str:
+    """A radius in pixel units as people write it: ``8/255``, ``4.5/255``."""
+    return f"{round(255 * radius, 3):g}/255"
+
+
+_RADII = (0.5, 1.0, 2.0, 4.0)
+_TRANSFER: tuple[TransferName, ...] = ("pgd", "mi-fgsm", "vmi-fgsm", "vni-fgsm")
+
+STANDARD = Protocol(
+    name="standard",
+    scale=1.0,
+    seed=0,
+    noisy_variants=(),
+    noise=0.0,
+    pgd=Iterated(steps=20, step=1 / 4),
+    table1=Table1(
+        alone=(
+            AutoAttackCell(attack="apgd-ce", steps=100),
+            AutoAttackCell(attack="apgd-dlr", steps=100),
+            AutoAttackCell(attack="apgd-t", steps=100, targets=9),
+            AutoAttackCell(attack="fab-t", steps=100, targets=9),
+            AutoAttackCell(attack="square", steps=5000),
+        ),
+        cascade=True,
+    ),
+    transfer=Transfer(attacks=_TRANSFER, steps=10, step=1 / 4, neighbours=(5, 20), decay=1.0, beta=1.5),
+    sweep=Sweep(radii=_RADII, radii_steps=(20, 100), iterations=(1, 10, 20, 50), unbounded=1.0),
+    eot=Eot(
+        radii=_RADII,
+        steps=20,
+        step=1 / 8,
+        cells=(
+            EotCell(noise="plain", samples=2),
+            EotCell(noise="noise", samples=2),
+            EotCell(noise="noise", samples=20),
+        ),
+        sigma=CODE_NOISE,
+    ),
+)
+"""Pixel units throughout, the usual strength; comparable with the literature."""
+
+RELEASED = Protocol(
+    name="released",
+    scale=0.5,
+    seed=0,
+    noisy_variants=("jem", "jempp"),
+    noise=CODE_NOISE,
+    pgd=Iterated(steps=20, step=1 / 4),
+    table1=Table1(
+        alone=(
+            AutoAttackCell(attack="apgd-ce", steps=20),
+            AutoAttackCell(attack="apgd-dlr", steps=20),
+            AutoAttackCell(attack="fab-t", steps=20, targets=9),
+            AutoAttackCell(attack="square", steps=5000),
+        ),
+        cascade=False,
+    ),
+    transfer=Transfer(attacks=_TRANSFER, steps=10, step=1 / 4, neighbours=(5,), decay=1.0, beta=1.5),
+    sweep=Sweep(radii=_RADII, radii_steps=(20,), iterations=(1, 10, 20, 50), unbounded=1.0),
+    eot=Eot(radii=_RADII, steps=20, step=1 / 8, cells=(EotCell(noise="plain", samples=2),), sigma=CODE_NOISE),
+)
+"""Half of every radius, as the released code at 327ea16 computes it; see the module for what is inferred."""
+
+PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (STANDARD, RELEASED)}

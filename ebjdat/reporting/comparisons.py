@@ -1,0 +1,241 @@
+"""Names, captions and comparisons: what the pages beyond the supplement's own tables show."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from ebjdat.config import BASELINES, METHODS, VARIANTS, Params
+from ebjdat.evaluation.statistics import paired
+from ebjdat.protocols import Protocol, as_fraction
+from ebjdat.reporting.layout import EMPTY, Column, Entry, Row, Table
+from ebjdat.reporting.lookup import Cell, Numbers, show_value
+from ebjdat.subject import Subject
+
+_VARIANT_NAMES = {"jem": "JEM", "jempp": "JEM++", "sadajem": "SADAJEM"}
+_BASELINE_NAMES = {"pgd_at": "PGD-AT", "trades": "TRADES", "undefended": "Undefended"}
+Metric = tuple[str, str]
+"""Stage and metric key."""
+
+
+def display_name(subject: Subject) -> str:
+    """The name of a model in tables: EB-JDAT-JEM++, JEM++, Control-JEM++, PGD-AT."""
+    if subject.variant is None:
+        return _BASELINE_NAMES[subject.method]
+    variant = _VARIANT_NAMES[subject.variant]
+    return {
+        "ebjdat": f"EB-JDAT-{variant}",
+        "base": variant,
+        "control": f"Control-{variant}",
+    }[subject.method]
+
+
+def all_subjects(params: Params) -> list[Subject]:
+    """Every model of the selected profile, in the order of the tables."""
+    jems = [Subject(params.profile, m, v, params.seed) for m in METHODS for v in VARIANTS]
+    return jems + [Subject.baseline(params, name) for name in BASELINES]
+
+
+def caption(
+    numbers: Numbers, protocol: Protocol | None, cells: Iterable[tuple[Subject, Metric]], extra: str = ""
+) -> str:
+    """Protocol, images, seeds, profile and how to read a cell."""
+    asked = list(cells)
+    found = [numbers.cell(subject, *metric) for subject, metric in asked]
+    counts = sorted({cell.n for cell in found if cell.n})
+    seeds = sorted({reading.seed for cell in found for reading in cell.readings})
+    parts = []
+    if protocol is not None:
+        parts.append(_describe(protocol, numbers.profile.evaluation.radius))
+    if counts:
+        span = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        parts.append(f"n = {span} test images; brackets: 95 % Wilson interval.")
+    shown = ", ".join(map(str, seeds)) or "none yet"
+    parts.append(f"Seed{'s' if len(seeds) > 1 else ''} {shown}; profile {numbers.params.profile}.")
+    if len(seeds) > 1:
+        parts.append("Several seeds: mean ± standard deviation (number of seeds).")
+    if any(subject.method == "control" and cell.readings for (subject, _), cell in zip(asked, found, strict=True)):
+        parts.append("Control: EB-JDAT without its energy term.")
+    return " ".join([*parts, extra]).strip()
+
+
+def _describe(protocol: Protocol, nominal: float) -> str:
+    """Name, radius and input noise of a protocol in a sentence."""
+    noisy = " and ".join(_VARIANT_NAMES[name] for name in protocol.noisy_variants)
+    noise = (
+        f"input noise of sigma {protocol.noise:g} (fixed draw) for {noisy}, none for others"
+        if noisy
+        else "no input noise"
+    )
+    return f"Protocol {protocol.name}: L-inf radius {as_fraction(protocol.radius(nominal))} in pixel units, {noise}."
+
+
+PAIRED = {
+    "clean accuracy": ("clean", "standard/clean"),
+    "PGD-20": ("clean", "standard/pgd-20"),
+    "AutoAttack": ("autoattack", "standard/autoattack"),
+}
+"""What models are compared by, image by image, under the protocol ``standard``."""
+
+
+def paired_table(numbers: Numbers, name: str, stage: str, metric: str) -> Table:
+    """All pairs of models on the same images: difference, its interval, McNemar's exact p-value."""
+    known = [(s, numbers.rate(s, stage, metric)) for s in all_subjects(numbers.params)]
+    rates = [(display_name(subject), rate) for subject, rate in known if rate is not None]
+    rows = []
+    for place, (first, a) in enumerate(rates):
+        for second, b in rates[place + 1 :]:
+            pair = paired(a, b)
+            low, high = pair.interval()
+            entries = (
+                Entry(str(pair.n)),
+                Entry(f"{100 * pair.difference:+.1f}", interval=f"[{100 * low:+.1f}, {100 * high:+.1f}]"),
+                Entry(str(pair.only_first)),
+                Entry(str(pair.only_second)),
+                Entry(f"{pair.p_value():.2g}"),
+            )
+            rows.append(Row(f"{first} vs. {second}", entries))
+    columns = [Column(head) for head in ("n", "difference (points)", "only first", "only second", "p")]
+    text = (
+        f"Protocol standard, profile {numbers.params.profile}, seed {numbers.params.seed}. Difference of the first to "
+        "the second model on the same images with its 95 % interval (Bonett and Price); images that only one of them "
+        f"answers correctly; McNemar's exact two-sided p-value, not adjusted for {len(rows)} comparisons."
+    )
+    slug = f"paired-{metric.split('/')[-1]}"
+    return Table(slug, f"Paired comparison: {name}", text, "Models", tuple(columns), tuple(rows))
+
+
+ENERGY_KINDS = ("clean", "adversarial", "targeted", "training-adversary", "generated")
+
+
+def energy_table(numbers: Numbers) -> Table:
+    """E(x) of clean, attacked and generated images, their gaps and overlaps, for every model."""
+    columns, keys = [], []
+    for kind in ENERGY_KINDS:
+        columns.append(Column(kind, "mean E(x), nats"))
+        keys.append(f"energy/{kind}/mean")
+    for kind in ("adversarial", "generated"):
+        columns.append(Column(kind, "gap to clean"))
+        keys.append(f"energy/gap-{kind}")
+    for kind in ("adversarial", "generated", "all"):
+        columns.append(Column(kind, "overlap"))
+        keys.append(f"energy/overlap-{kind}")
+    rows = _value_rows(numbers, keys)
+    extra = (
+        "Gap: mean E minus that of clean images; overlap: shared area of the distributions in [0, 1], with clean "
+        "images, or of clean, adversarial and generated ones together (all). Adversarial: PGD-20; images without noise."
+    )
+    asked = [(subject, ("clean", keys[0])) for subject in all_subjects(numbers.params)]
+    text = caption(numbers, None, asked, extra)
+    return Table("energies", "Energies of clean, adversarial and generated images", text, "Model", tuple(columns), rows)
+
+
+def alignment_table(numbers: Numbers) -> Table:
+    """The central claim as a verdict: does EB-JDAT align the energies more than each other model does?"""
+    rows = []
+    for variant in VARIANTS:
+        ours = Subject(numbers.params.profile, "ebjdat", variant, numbers.params.seed)
+        others = [Subject(ours.profile, method, variant, ours.seed) for method in ("base", "control")]
+        for other in (*others, Subject.baseline(numbers.params, "pgd_at")):
+            key = "energy/overlap-adversarial" if other.is_baseline else "energy/overlap-all"
+            a, b = numbers.cell(ours, "clean", key), numbers.cell(other, "clean", key)
+            entries = Entry(key.removeprefix("energy/")), show_value(a), show_value(b), Entry(_more(a, b))
+            rows.append(Row(f"{display_name(ours)} vs. {display_name(other)}", entries))
+    columns = tuple(Column(name) for name in ("overlap of", "first", "second", "first aligns"))
+    text = (
+        f"Profile {numbers.params.profile}. With several seeds, a difference smaller than the two standard deviations "
+        "together is no difference; a single seed gives a direction without a noise estimate. PGD-AT generates "
+        "nothing, so clean and adversarial images are compared there."
+    )
+    return Table(
+        "alignment", "Alignment of the energies: EB-JDAT against the others", text, "Models", columns, tuple(rows)
+    )
+
+
+def _more(first: Cell, second: Cell) -> str:
+    if first.state != "value" or second.state != "value":
+        return "not known"
+    a, b = first.spread, second.spread
+    if abs(a.mean - b.mean) <= a.deviation + b.deviation:
+        return "equally, within the spread"
+    seeds = min(a.seeds, b.seeds)
+    return ("more" if a.mean > b.mean else "less") + (" (one seed)" if seeds == 1 else "")
+
+
+def calibration_table(numbers: Numbers) -> Table:
+    """Calibration, and how well energy tells outliers, which the JEM papers report."""
+    found = {
+        key
+        for record in numbers.records
+        if record["stage"] == "clean"
+        for key in record["values"]
+        if key.startswith("ood/")
+    }
+    outliers = sorted(found)
+    columns = [Column("ECE"), *(Column(key.split("/")[1], "outliers: AUROC by E(x)") for key in outliers)]
+    rows = _value_rows(numbers, ["calibration/ece", *outliers])
+    asked = [(subject, ("clean", "calibration/ece")) for subject in all_subjects(numbers.params)]
+    text = caption(numbers, None, asked, "ECE: expected calibration error on clean images, lower is better.")
+    return Table("calibration", "Calibration and outliers", text, "Model", tuple(columns), rows)
+
+
+def _value_rows(numbers: Numbers, keys: Sequence[str]) -> tuple[Row, ...]:
+    subjects = [s for s in all_subjects(numbers.params) if numbers.cell(s, "clean", keys[0]).state == "value"]
+    return tuple(
+        Row(display_name(s), tuple(show_value(numbers.cell(s, "clean", key)) for key in keys)) for s in subjects
+    )
+
+
+def masking_table(numbers: Numbers) -> Table:
+    """The masking report of every model that has one: pass or fail, with the numbers behind it."""
+    rows = []
+    for subject in all_subjects(numbers.params):
+        record, state = numbers.record(subject, "masking"), numbers.cell(subject, "masking", "masking/passed").state
+        if record is None and (state == "stale" or subject == Subject.current(numbers.params)):
+            rows.append(Row(display_name(subject), (Entry(state), EMPTY, EMPTY)))
+        for name, audit in sorted(record["audits"].items() if record else ()):
+            numbers_by_name = sorted(audit["numbers"].items(), key=lambda item: _natural(item[0]))
+            values = ", ".join(f"{key} {_short(value)}" for key, value in numbers_by_name)
+            verdict = "pass" if audit["passed"] else "FAIL"
+            entries = Entry(verdict), Entry(values), Entry(audit["rule"])
+            rows.append(Row(f"{display_name(subject)}: {name}", entries, rule=False))
+    text = (
+        f"Profile {numbers.params.profile}, seed {numbers.params.seed}. Indicators after Athalye et al. (2018) and "
+        "the supplement's section 1; an indicator fails only where the 95 % interval of a paired difference leaves "
+        "its tolerance."
+    )
+    columns = (Column("verdict"), Column("numbers"), Column("rule"))
+    return Table("masking", "Gradient masking report", text, "Model: indicator", columns, tuple(rows))
+
+
+def _natural(text: str) -> tuple[tuple[int, float, str], ...]:
+    """Sort key that puts "steps 20" before "steps 100"."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)
+    return tuple((0, float(part), "") if place % 2 else (1, 0.0, part) for place, part in enumerate(parts))
+
+
+def _short(value: Any) -> str:
+    return f"{100 * value:.1f} %" if isinstance(value, float) else str(value)
+
+
+def reproduction_table(rows: Sequence[Mapping[str, Any]], profile: str) -> Table:
+    """Own results against the other machine's: what a fresh clone reproduced."""
+    body = []
+    for row in rows:
+        rate = row["inside"] is not None
+        show: Callable[[float], str] = (lambda v: f"{100 * v:.1f}") if rate else (lambda v: f"{v:.4g}")
+        interval = f"[{show(row['low'])}, {show(row['high'])}]" if rate else ""
+        verdict = {True: "inside", False: "outside", None: "differs"}[row["inside"]]
+        entries = Entry(show(row["ours"])), Entry(show(row["theirs"]), interval=interval), Entry(verdict)
+        body.append(Row(f"{row['model']} {row['stage']}: {row['metric']}", entries))
+    columns = (Column("ours"), Column("committed"), Column("interval"))
+    inside = sum(row["inside"] is True for row in rows)
+    rates = sum(row["inside"] is not None for row in rows)
+    text = (
+        f"Profile {profile}. Another processor or thread count gives other last digits; ours count in all tables. "
+        f"{inside} of {rates} accuracies lie inside the 95 % interval of the committed ones."
+        if rows
+        else f"Profile {profile}. No other machine has answered the same questions differently."
+    )
+    return Table("reproduction", "Reproduction check", text, "Model, stage, metric", columns, tuple(body))

@@ -1,0 +1,151 @@
+"""Records as MLflow runs: written once per content, and readable back from the store alone.
+
+The whole record travels in the run's tags, compressed and in pieces. Tags live in the database, so
+they survive a moved checkout, where the absolute folder of an artifact does not.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ebjdat import provenance
+from ebjdat.errors import UserError
+from ebjdat.reporting import tracking
+from ebjdat.reporting.records import Record, arrays_path, flatten, subject_of, validate
+
+_PIECE = 4900
+"""Characters of one tag; the database takes at least 5,000."""
+
+_SIDE_TAGS = ("finished", "seconds", "host", "device", "peak_memory", "peak_device_memory", "platform")
+
+ORIGINS = ("run", "workspace", "ledger")
+"""Where a logged record came from: a run just finished here, a restored file here, the committed ledger."""
+
+
+@dataclass(frozen=True)
+class Logged:
+    """One evaluation run of the store.
+
+    Attributes:
+        run: MLflow's run id.
+        record: recovered from the run's tags and validated.
+        metrics: as MLflow holds them.
+        origin: one of :data:`ORIGINS`.
+    """
+
+    run: str
+    record: Record
+    metrics: dict[str, float]
+    origin: str
+
+
+def log_record(
+    store: tracking.Store,
+    record: Record,
+    *,
+    origin: str,
+    side: Mapping[str, Any] | None = None,
+    path: Path | None = None,
+    history: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """Log a record as a run nested under its model's run; returns the run id.
+
+    Args:
+        origin: one of :data:`ORIGINS`; all but ``run`` are tagged as restored.
+        side: content of the side file, which becomes tags.
+        path: the record's file, whose arrays are attached when they are there.
+        history: rows of the training curve, for a model whose run has none yet.
+
+    Raises:
+        TrackingError: the store failed.
+    """
+    subject = subject_of(record)
+    training = {name: value for name, value in record["params"].items() if name != "evaluation"}
+    parent = store.parent(subject, record["training"], training)
+    _complete_parent(store, parent, history)
+    run = store.child(parent.info.run_id, f"{subject.run_name} {record['stage']}", _tags(record, origin, side or {}))
+    moment = time.time_ns() // 1_000_000
+    store.log(run, points=[(0, moment, flatten(record))], params=tracking.flat_params(record["params"]))
+    if path is not None:
+        for file in (path, arrays_path(path)):
+            if file.is_file():
+                store.attach(run, file)
+    # The content tag comes last: a run without it was cut short and does not count as logged.
+    store.log(run, tags={"content": record["content"]})
+    store.finish(run)
+    return run
+
+
+def _complete_parent(store: tracking.Store, parent: Any, history: Sequence[Mapping[str, Any]]) -> None:
+    """A model restored from a cache has no live curve; its history file has the same rows.
+
+    A record means that its training is over, also where the training process was killed silently.
+    """
+    if parent.info.status == "RUNNING":
+        store.finish(parent.info.run_id)
+    if history and not parent.data.metrics:
+        moment = time.time_ns() // 1_000_000
+        points = [
+            (int(row.get("epoch", place)), moment, {k: float(v) for k, v in row.items() if tracking.is_number(v)})
+            for place, row in enumerate(history)
+        ]
+        tracking.log_curve(store, parent, points)
+
+
+def _tags(record: Record, origin: str, side: Mapping[str, Any]) -> dict[str, str]:
+    protocols = sorted({name.split("/")[0] for name in record["rates"]} & {"standard", "released"})
+    tags = tracking.subject_tags(subject_of(record)) | {
+        "stage": record["stage"],
+        "identity": record["identity"],
+        "training": record["training"],
+        "protocols": ",".join(protocols),
+        "origin": origin,
+        "restored": str(origin != "run").lower(),
+    }
+    tags |= {f"side.{name}": str(side[name]) for name in _SIDE_TAGS if name in side}
+    return tags | pack(record)
+
+
+def pack(record: Record) -> dict[str, str]:
+    """A record as numbered tags."""
+    text = base64.b64encode(zlib.compress(provenance.canonical(record), 9)).decode("ascii")
+    return {f"record.{place // _PIECE:04d}": text[place : place + _PIECE] for place in range(0, len(text), _PIECE)}
+
+
+def unpack(tags: Mapping[str, str]) -> Record:
+    """The record in a run's tags, validated.
+
+    Raises:
+        UserError: pieces are missing or damaged.
+    """
+    text = "".join(tags[name] for name in sorted(tags) if name.startswith("record."))
+    try:
+        value = json.loads(zlib.decompress(base64.b64decode(text, validate=True)))
+    except (ValueError, zlib.error) as error:
+        raise UserError(f"the record in run tags is damaged ({error})") from None
+    return validate(value, "run tags")
+
+
+def load(store: tracking.Store) -> list[Logged]:
+    """Every complete evaluation run of the store; damaged ones are named in a warning and left out.
+
+    Raises:
+        TrackingError: the store failed.
+    """
+    found = []
+    for run in store.runs("tags.content != ''"):
+        try:
+            record = unpack(run.data.tags)
+        except UserError as error:
+            warnings.warn(f"run {run.info.run_id}: {error}", tracking.TrackingWarning, stacklevel=2)
+            continue
+        found.append(Logged(run.info.run_id, record, dict(run.data.metrics), run.data.tags.get("origin", "ledger")))
+    return found

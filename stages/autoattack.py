@@ -1,0 +1,50 @@
+"""Table 1: the official AutoAttack code, each attack alone and the cascade, under both protocols."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from functools import partial
+
+from ebjdat import command, files, provenance
+from ebjdat.evaluation.robustness import evaluate
+from ebjdat.model.store import load_model
+from ebjdat.subject import data_digest
+from stages.evaluating import begin
+
+
+def processors() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def main() -> None:
+    """Write the record ``autoattack`` of the model that ``--model`` names, or of the current one."""
+    task = begin("autoattack", __doc__)
+    subject, evaluation = task.subject, task.params.current.evaluation
+    path = subject.model_dir / "best.pt"
+    identity = subject.identity(task.params, "autoattack", data_digest(subject.profile))
+    folder = files.scratch("autoattack", identity)
+    made_by = {
+        "model": provenance.file_hash(path),
+        "code": provenance.closure_hash("stages.autoattack"),
+        "device": task.device.type,
+    }
+    with files.hold(folder.with_suffix(".lock"), f"AutoAttack on {subject.name}"):
+        result = evaluate(
+            partial(load_model, path, task.device),
+            task.x,
+            task.y,
+            nominal=evaluation.radius,
+            variant=subject.variant,
+            slice_size=evaluation.autoattack.slice,
+            folder=folder,
+            made_by=made_by,
+            workers=processors() if task.device.type == "cpu" else 1,
+        )
+        task.finish(result)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,416 @@
+"""The AutoAttack adapter: flags of the official package, resumable, with its warnings as data."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ebjdat.attacks import autoattack, slices
+from ebjdat.attacks.autoattack import Job, kind_of, run_job
+from ebjdat.attacks.linf import NoisyModel
+from ebjdat.attacks.slices import load_outcome, run_jobs, save_outcome
+from ebjdat.errors import UserError
+from ebjdat.provenance import ROOT
+from tests.small_models import SmallNet, held_out, saved, trained
+
+pyautoattack = pytest.importorskip("pyautoattack")
+
+EPS = 24 / 255
+MADE_BY = {"model": "a" * 64, "code": "c" * 16}
+
+
+def job(attack: str = "apgd-ce", steps: int = 10, targets: int = 0, first: int = 0, last: int = 16) -> Job:
+    return Job(
+        protocol="standard", attack=attack, steps=steps, targets=targets, eps=EPS, seed=0, first=first, last=last
+    )
+
+
+def part(job: Job) -> tuple[Tensor, Tensor]:
+    x, y = held_out(48)
+    return x[job.first : job.last], y[job.first : job.last]
+
+
+def robust_model() -> SmallNet:
+    return trained(adversarial=True)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# The official package called directly
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The official version ``standard`` with a smaller budget, for the adapter and for direct calls alike."""
+    original = pyautoattack.AutoAttack._set_version
+
+    def shortened(self: Any, version: str = "standard") -> None:
+        original(self, version)
+        self.apgd_targeted.__init__(self.model, n_iter=10, eps=self.epsilon, seed=self.seed, device=self.device)
+        self.fab.n_iter, self.square.n_queries = 10, 300
+
+    monkeypatch.setattr(pyautoattack.AutoAttack, "_set_version", shortened)
+
+
+@pytest.mark.parametrize("first", [0, 16])
+def test_the_cascade_gives_the_flags_of_the_official_package_on_the_same_slice(short: None, first: int) -> None:
+    task = job("cascade", first=first, last=first + 16)
+    x, y = part(task)
+    outcome = run_job(robust_model(), x, y, task)
+    direct = pyautoattack.AutoAttack(robust_model(), norm="Linf", eps=EPS, seed=0, version="standard")
+    x_adv, y_adv = direct.run_standard_evaluation(x, y, batch_size=16)
+    np.testing.assert_array_equal(outcome.final, (y_adv == y).numpy())
+    np.testing.assert_array_equal(outcome.final, (robust_model()(x_adv).argmax(1) == y).numpy())
+    assert 0 < outcome.final.sum() < outcome.right.sum()
+    assert list(outcome.robust) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+
+
+@pytest.mark.parametrize(
+    ("attack", "steps", "targets"),
+    [("apgd-ce", 100, 0), ("apgd-dlr", 100, 0), ("apgd-t", 10, 9), ("fab-t", 10, 9), ("square", 300, 0)],
+)
+def test_each_attack_alone_gives_the_flags_of_the_official_individual_evaluation(
+    short: None, attack: str, steps: int, targets: int
+) -> None:
+    task = job(attack, steps, targets)
+    x, y = part(task)
+    outcome = run_job(robust_model(), x, y, task)
+    direct = pyautoattack.AutoAttack(robust_model(), norm="Linf", eps=EPS, seed=0, version="standard")
+    direct.attacks_to_run = [attack]
+    _, y_adv = direct.run_standard_evaluation_individual(x, y, batch_size=16)[attack]
+    np.testing.assert_array_equal(outcome.final, (y_adv == y).numpy())
+    assert outcome.audit["distance"] <= EPS + 1e-6 and outcome.audit["changed"] > 0
+
+
+def test_the_cascade_runs_the_official_budget() -> None:
+    adversary = autoattack.official(robust_model(), job("cascade"))
+    assert adversary.attacks_to_run == list(autoattack.CASCADE)
+    assert (adversary.apgd.n_iter, adversary.apgd.n_restarts) == (100, 1)
+    assert (adversary.apgd_targeted.n_iter, adversary.apgd_targeted.n_target_classes) == (100, 9)
+    assert (adversary.fab.n_iter, adversary.fab.n_target_classes, adversary.fab.n_restarts) == (100, 9, 1)
+    assert (adversary.square.n_queries, adversary.epsilon, adversary.seed) == (5000, EPS, 0)
+
+
+def test_twenty_steps_of_apgd_are_those_of_an_attack_built_for_twenty() -> None:
+    from pyautoattack.autopgd_base import APGDAttack
+
+    task = job("apgd-dlr", 20)
+    x, y = part(task)
+    model = robust_model()
+    right = model(x).argmax(1) == y
+    direct = APGDAttack(model, n_iter=20, norm="Linf", n_restarts=1, eps=EPS, seed=0, loss="dlr", device="cpu")
+    x_adv = direct.perturb(x[right], y[right])
+    expected = right.clone()
+    expected[right] = model(x_adv).argmax(1) == y[right]
+    np.testing.assert_array_equal(run_job(model, x, y, task).final, expected.numpy())
+    adversary = autoattack.official(model, task)
+    for name in ("n_iter", "n_iter_orig", "n_iter_2", "n_iter_min", "size_decr", "n_restarts"):
+        assert getattr(adversary.apgd, name) == getattr(direct, name)
+
+
+def test_the_first_step_of_the_cascade_is_what_apgd_ce_finds_alone(short: None) -> None:
+    cascade, alone = job("cascade", last=40), job("apgd-ce", 100, last=40)
+    x, y = part(alone)
+    in_cascade = run_job(robust_model(), x, y, cascade).robust["apgd-ce"]
+    np.testing.assert_array_equal(in_cascade, run_job(robust_model(), x, y, alone).final)
+
+
+def test_a_cascade_that_breaks_everything_early_skips_the_rest() -> None:
+    task = Job(protocol="standard", attack="cascade", steps=100, targets=0, eps=0.5, seed=0, first=0, last=16)
+    outcome = run_job(trained(), *part(task), task)
+    assert not outcome.final.any() and not outcome.robust["apgd-ce"].any()
+
+
+# An upstream install
+
+
+UPSTREAM = '''
+"""The upstream package's signatures over the same attacks."""
+import pyautoattack
+
+class Logger:
+    def log(self, text):
+        print(text)
+
+class AutoAttack(pyautoattack.AutoAttack):
+    def __init__(self, model, norm="Linf", eps=.3, seed=None, verbose=True, attacks_to_run=[],
+                 version="standard", is_tf_model=False, device="cuda", log_path=None):
+        super().__init__(model, norm=norm, eps=eps, seed=seed, device=device, version=version,
+                         attacks=attacks_to_run or None)
+        self.logger.debug = lambda text: None
+        self.log = Logger()
+
+    def run_standard_evaluation(self, x_orig, y_orig, bs=250, return_labels=False, state_path=None):
+        x_adv, y_adv = super().run_standard_evaluation(x_orig, y_orig, batch_size=bs, state_path=state_path)
+        return (x_adv, y_adv) if return_labels else x_adv
+'''
+
+
+def test_an_upstream_install_gives_the_same_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "autoattack"
+    folder.mkdir()
+    (folder / "__init__.py").write_text(UPSTREAM)
+    (folder / "checks.py").write_text("from pyautoattack.checks import *\nfrom pyautoattack.checks import funcs\n")
+    task = job("apgd-ce", 20)
+    expected = run_job(robust_model(), *part(task), task)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(autoattack, "PACKAGES", ("autoattack",))
+    assert autoattack.package_version() == "autoattack without a version"
+    np.testing.assert_array_equal(run_job(robust_model(), *part(task), task).final, expected.final)
+    for name in ("autoattack", "autoattack.checks"):
+        sys.modules.pop(name)
+
+
+def test_upstream_warnings_are_counted_and_progress_is_dropped() -> None:
+    from collections import Counter
+    from types import SimpleNamespace
+
+    counted: Counter[str] = Counter()
+    holders = [SimpleNamespace(logger=None) for _ in range(2)]
+    adversary = SimpleNamespace(logger=object(), apgd=holders[0], apgd_targeted=holders[1])
+    autoattack._redirect_upstream(adversary, counted)
+    adversary.logger.log("robust accuracy after APGD-CE: 50.00%")
+    holders[1].logger.log("Warning: there are 3 points with zero gradient!")
+    assert counted == {"there are 3 points with zero gradient!": 1}
+
+
+def test_no_package_at_all_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autoattack, "PACKAGES", ("no_such_autoattack",))
+    with pytest.raises(UserError, match="install the package pyautoattack"):
+        autoattack.package()
+
+
+# Warnings
+
+
+def kinds(model: nn.Module, attack: str = "apgd-dlr") -> set[str]:
+    task = job(attack, 2)
+    return {kind_of(text) for text in run_job(model, *part(task), task).warnings}
+
+
+class _Saturated(nn.Module):
+    """Probabilities that saturate: no gradient gets through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = trained()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (1e4 * self.model(x)).softmax(1)
+
+
+class _Optimising(nn.Module):
+    """Takes a gradient at inference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = trained()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            probe = x.detach().clone().requires_grad_()
+            torch.autograd.grad(probe.sum(), probe)
+        return self.model(x)
+
+
+def test_a_random_model_is_warned_about() -> None:
+    assert "randomised" in kinds(NoisyModel(trained(), 0.2, torch.Generator().manual_seed(0)))
+
+
+def test_zero_gradients_and_probabilities_are_warned_about() -> None:
+    assert {"zero-gradient", "probabilities"} <= kinds(_Saturated())
+
+
+def test_optimisation_at_inference_is_warned_about_for_that_model_only() -> None:
+    assert "optimisation-at-inference" in kinds(_Optimising())
+    assert kinds(trained()) == set()
+
+
+def test_every_official_warning_has_a_kind() -> None:
+    square = "Square Attack has decreased the robust accuracy of 2.00%. This might indicate that"
+    assert kind_of(square) == "square-stronger"
+    assert kind_of("with only 3 classes it is not possible to use the targeted DLR loss!") == "other"
+
+
+def test_warnings_are_not_printed(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
+    kinds(_Saturated())
+    assert not caplog.records and not capsys.readouterr().err
+    assert logging.getLogger("auto-attack").propagate
+
+
+# Side effects
+
+
+def test_global_random_state_trace_function_and_model_come_back() -> None:
+    model = robust_model().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state, trace = torch.random.get_rng_state(), sys.gettrace()
+    task = job("fab-t", 3, 9)
+    run_job(model, *part(task), task)
+    assert torch.equal(torch.random.get_rng_state(), state) and sys.gettrace() is trace
+    assert model.training and all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+# On disk
+
+
+JOBS = [
+    job("square", 1500),
+    job("apgd-dlr", 5),
+    job("square", 1500, first=16, last=32),
+    job("apgd-ce", 5),
+]
+
+
+def run(folder: Path, workers: int = 1, jobs: list[Job] = JOBS, **made_by: str) -> dict[Job, autoattack.Outcome]:
+    images = {task: part(task) for task in jobs}
+    weights = folder.with_suffix(".pt")
+    torch.save(robust_model().state_dict(), weights)
+    load = partial(saved, weights)
+    return run_jobs(jobs, load, images, folder=folder, made_by=MADE_BY | made_by, workers=workers)
+
+
+def equal(left: dict[Job, autoattack.Outcome], right: dict[Job, autoattack.Outcome]) -> bool:
+    return left.keys() == right.keys() and all(
+        np.array_equal(left[task].right, right[task].right)
+        and list(left[task].robust) == list(right[task].robust)
+        and all(np.array_equal(left[task].robust[name], right[task].robust[name]) for name in left[task].robust)
+        and (left[task].audit, left[task].warnings) == (right[task].audit, right[task].warnings)
+        for task in left
+    )
+
+
+def test_a_killed_evaluation_goes_on_with_the_same_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(tmp_path / "whole")
+    ran: list[Job] = []
+
+    def killed_at_the_third(model: nn.Module, x: Tensor, y: Tensor, task: Job) -> autoattack.Outcome:
+        if len(ran) == 2:
+            raise KeyboardInterrupt
+        ran.append(task)
+        return run_job(model, x, y, task)
+
+    monkeypatch.setattr(slices, "run_job", killed_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed")
+    assert len(list((tmp_path / "killed").glob("*.json"))) == 2
+    finished = list(ran)
+
+    def only_the_rest(model: nn.Module, x: Tensor, y: Tensor, task: Job) -> autoattack.Outcome:
+        assert task not in finished, "a finished attack ran again"
+        return run_job(model, x, y, task)
+
+    monkeypatch.setattr(slices, "run_job", only_the_rest)
+    assert equal(run(tmp_path / "killed"), whole)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    from tests.test_autoattack import run
+
+    run(Path(sys.argv[1]), workers=2)
+"""
+
+
+def alive(word: str) -> int:
+    """Processes whose environment holds ``word``."""
+    found = 0
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            found += word.encode() in path.read_bytes()
+    return found
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
+def test_workers_end_with_their_killed_parent_and_their_finished_attacks_are_kept(tmp_path: Path) -> None:
+    script, folder, mark = tmp_path / "killed.py", tmp_path / "states", f"EBJDAT_TEST={tmp_path}"
+    script.write_text(KILLED)
+    environment = os.environ | {"EBJDAT_TEST": str(tmp_path), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([sys.executable, str(script), str(folder)], env=environment, cwd=ROOT) as process:
+        assert wait_until(lambda: len(list(folder.glob("*.json"))) >= 1), "no attack finished"
+        process.kill()
+    assert wait_until(lambda: alive(mark) == 0, 30.0), "a worker outlives its parent"
+    kept = len(list(folder.glob("*.json")))
+    assert 1 <= kept < len(JOBS)
+    assert equal(run(folder), run(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("model", lambda stored: stored["identity"].update(model="b" * 64)),
+        ("data slice", lambda stored: stored["identity"].update({"data slice": "0" * 64})),
+        ("eps", lambda stored: stored["identity"].update(eps="0.5")),
+        ("seed", lambda stored: stored["identity"].update(seed="1")),
+        ("attack", lambda stored: stored["identity"].update(attack="square")),
+        ("code", lambda stored: stored["identity"].pop("code")),
+    ],
+)
+def test_the_state_of_another_evaluation_is_refused_by_name(tmp_path: Path, name: str, change: object) -> None:
+    run(tmp_path, jobs=JOBS[1:2])
+    (path,) = tmp_path.glob("*.json")
+    stored = json.loads(path.read_text())
+    change(stored)  # type: ignore[operator]
+    path.write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=rf"state of another evaluation \({name}: expected .*delete it and run again"):
+        run(tmp_path, jobs=JOBS[1:2])
+
+
+def test_another_models_hash_refuses_the_state(tmp_path: Path) -> None:
+    run(tmp_path, jobs=JOBS[1:2])
+    with pytest.raises(UserError, match="model: expected f00d, found aaaa"):
+        run(tmp_path, jobs=JOBS[1:2], model="f00d")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"identity": {}}', '{"identity": {}, "outcome": {"right": "12"}}'])
+def test_a_damaged_state_is_refused_in_one_sentence(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "state.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"state\.json"):
+        load_outcome(path, {})
+
+
+def test_the_outcome_survives_the_disk(tmp_path: Path) -> None:
+    outcome = autoattack.Outcome(
+        np.array([True, True, False]),
+        {"square": np.array([True, False, False]), "apgd-ce": np.array([False, False, False])},
+        {"distance": 0.1},
+        {"a warning": 3},
+    )
+    save_outcome(tmp_path / "state.json", {"model": "x"}, outcome)
+    read = load_outcome(tmp_path / "state.json", {"model": "x"})
+    assert read is not None and list(read.robust) == ["square", "apgd-ce"]
+    np.testing.assert_array_equal(read.final, outcome.final)
+    np.testing.assert_array_equal(read.right, outcome.right)
+    assert read.warnings == {"a warning": 3}

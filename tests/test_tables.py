@@ -1,0 +1,368 @@
+"""Tables: every cell from the record of its identity, never an old number, never edited by hand."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ebjdat import files
+from ebjdat.config import Params
+from ebjdat.errors import UserError
+from ebjdat.protocols import RELEASED, STANDARD
+from ebjdat.reporting import ledger, lookup, plots, published, readme, tables
+from ebjdat.reporting.comparisons import alignment_table, all_subjects, masking_table, paired_table, reproduction_table
+from ebjdat.reporting.layout import Column, Entry, Row, Table, document, escape, latex, markdown
+from ebjdat.reporting.lookup import Numbers, load_numbers
+from ebjdat.reporting.records import Record, record_path
+from ebjdat.subject import Subject
+from tests.synthetic import (
+    clean_environment,
+    code,
+    numbers_of,
+    other_code,
+    params_of_repository,
+    records_of,
+    use_empty_store,
+    write_ledger,
+    write_records,
+)
+
+PARAMS = params_of_repository()
+OURS = Subject.current(PARAMS)
+PGD_AT = Subject.baseline(PARAMS, "pgd_at")
+TRADES = Subject.baseline(PARAMS, "trades")
+
+
+@pytest.fixture(autouse=True)
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return clean_environment(monkeypatch, tmp_path)
+
+
+def on_cifar10(params: Params) -> Params:
+    """The same parameters with a profile that says CIFAR-10."""
+    data = dataclasses.replace(params.current.data, dataset="cifar10")
+    return dataclasses.replace(
+        params, profiles={**params.profiles, params.profile: dataclasses.replace(params.current, data=data)}
+    )
+
+
+def records(params: Params = PARAMS, seeds: tuple[int, ...] = (0,)) -> list[Record]:
+    """Records of ours, the plain variant and two baselines."""
+    found = []
+    for place, subject in enumerate((OURS, dataclasses.replace(OURS, method="base"), PGD_AT, TRADES)):
+        for seed in seeds:
+            found += records_of(params, dataclasses.replace(subject, seed=seed), 0.5 + place / 20 + seed / 30)
+    return found
+
+
+def cells(table: Table) -> dict[str, dict[str, Entry]]:
+    """Entries by row and column label."""
+    heads = [f"{column.group}: {column.label}" if column.group else column.label for column in table.columns]
+    return {row.label: dict(zip(heads, row.entries, strict=True)) for row in table.rows}
+
+
+def test_a_cell_is_the_accuracy_of_the_record_with_its_interval() -> None:
+    numbers = numbers_of(PARAMS, records())
+    record = numbers.record(OURS, "autoattack")
+    assert record is not None
+    correct = record["rates"]["standard/apgd-ce"]["correct"]
+    low, high = lookup.wilson(correct, 80)
+    entry = cells(tables.table1(numbers, STANDARD))["Ours (EB-JDAT-JEM++)"]["APGD-CE"]
+    assert entry == Entry(f"{100 * correct / 80:.1f}", "", f"[{100 * low:.0f}, {100 * high:.0f}]")
+
+
+def test_cells_come_from_mlflow_where_the_store_has_the_record() -> None:
+    known = records()
+    other = {record["content"]: {"standard/apgd-ce": 0.25} for record in known if record["stage"] == "autoattack"}
+    numbers = Numbers(PARAMS, known, other, "synthetic-data", code)
+    assert numbers.cell(OURS, "autoattack", "standard/apgd-ce").spread.mean == 0.25
+    assert numbers.cell(OURS, "clean", "standard/clean").spread.mean > 0.9
+
+
+def test_the_published_layout_is_kept_and_our_columns_stand_to_the_right() -> None:
+    numbers = numbers_of(PARAMS, records())
+    first = [column.label for column in tables.table1(numbers, STANDARD).columns]
+    assert first[:4] == ["APGD-CE", "APGD-DLR", "FAB", "SQUARE"]
+    assert first[4:] == ["APGD-T", "union", "AutoAttack cascade", "clean"]
+    assert [column.label for column in tables.table1(numbers, RELEASED).columns][4:] == ["union", "clean"]
+    second = tables.table2(numbers, RELEASED)
+    assert [column.label for column in second.columns] == ["PGD", "MI-FGSM", "VMI-FGSM", "VNI-FGSM", "worst case"]
+    assert [row.label for row in second.rows][:3] == ["TRADES", "Ours (EB-JDAT-JEM++)", "PGD-AT (surrogate, white-box)"]
+    third = [column.label for column in tables.table3(numbers, STANDARD).columns]
+    assert third == [
+        "16/255",
+        "32/255",
+        "64/255",
+        "128/255",
+        "1",
+        "10",
+        "20",
+        "50",
+        "16/255",
+        "32/255",
+        "64/255",
+        "128/255",
+    ]
+    assert [c.label for c in tables.table3(numbers, RELEASED).columns][:4] == ["8/255", "16/255", "32/255", "64/255"]
+
+
+def test_radius_and_iterations_of_a_heading_are_those_of_its_cell() -> None:
+    numbers = numbers_of(PARAMS, records())
+    row = cells(tables.table3(numbers, STANDARD))["Ours (EB-JDAT-JEM++)"]
+    sweep, eot = numbers.record(OURS, "sweep"), numbers.record(OURS, "eot")
+    assert sweep is not None and eot is not None
+
+    def percent(record: Record, key: str) -> str:
+        return f"{100 * record['rates'][key]['correct'] / 80:.1f}"
+
+    assert row["APGD-CE: distortion bound: 64/255"].text == percent(sweep, "standard/apgd-ce/radius-2/steps-20")
+    assert row["APGD-CE: iterations: 10"].text == percent(sweep, "standard/apgd-ce/radius-1/steps-10")
+    assert row["EOT-PGD: distortion bound: 16/255"].text == percent(eot, "standard/eot-pgd/plain/samples-2/radius-0.5")
+
+
+def test_a_missing_record_is_not_run_and_an_outdated_one_is_stale_and_never_shown() -> None:
+    numbers = numbers_of(PARAMS, records_of(PARAMS, OURS, hash_of=other_code))
+    row = cells(tables.table1(numbers, STANDARD))["Ours (EB-JDAT-JEM++)"]
+    assert {entry.text for entry in row.values()} == {"stale"}
+    assert cells(tables.table2(numbers, STANDARD))["TRADES"]["all surrogates: worst case"] == Entry("not run")
+
+
+def test_a_changed_parameter_makes_its_stages_stale_and_leaves_the_others() -> None:
+    profile = PARAMS.current
+    sweep = dataclasses.replace(profile.evaluation.sweep, images=10)
+    changed = dataclasses.replace(
+        PARAMS,
+        profiles={
+            **PARAMS.profiles,
+            "digits": dataclasses.replace(profile, evaluation=dataclasses.replace(profile.evaluation, sweep=sweep)),
+        },
+    )
+    numbers = numbers_of(changed, records())
+    assert numbers.cell(OURS, "sweep", "standard/unbounded").state == "stale"
+    assert numbers.cell(OURS, "clean", "standard/clean").state == "value"
+
+
+def test_a_metric_that_the_record_does_not_have_is_not_applicable() -> None:
+    numbers = numbers_of(PARAMS, records())
+    assert numbers.cell(OURS, "autoattack", "released/apgd-t").state == "n/a"
+
+
+def test_several_seeds_give_mean_spread_and_the_interval_of_the_images() -> None:
+    numbers = numbers_of(PARAMS, records(seeds=(0, 1, 2)))
+    cell = numbers.cell(OURS, "clean", "standard/pgd-20")
+    values = [reading.value for reading in cell.readings]
+    assert [reading.seed for reading in cell.readings] == [0, 1, 2]
+    entry = lookup.show_percent(cell)
+    assert entry.text == f"{100 * np.mean(values):.1f}"
+    assert entry.spread == f"±{100 * np.std(values, ddof=1):.1f} (3)"
+    low, high = lookup.wilson(float(np.mean(values)) * 80, 80)
+    assert entry.interval == f"[{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def test_the_published_value_stands_beside_ours_only_on_the_same_data_set() -> None:
+    here = tables.render(numbers_of(PARAMS, records()))
+    assert not any("published, as printed" in text for text in here.values())
+    params = on_cifar10(PARAMS)
+    there = tables.render(numbers_of(params, records(params)))
+    printed = cells(tables.table3(numbers_of(params, records(params)), RELEASED))["Ours (published, as printed)"]
+    expected = {one.column: one.text() for one in published.in_table("Table 3")}
+    assert printed["APGD-CE: iterations: 50"].text == expected["APGD-CE, 50 iterations"]
+    assert printed["EOT-PGD: distortion bound: 64/255"].text == expected["EOT-PGD, 32/255"]
+    assert "published: Robustness" in there["tradeoff.md"]
+
+
+def test_every_caption_names_protocol_radius_images_seed_and_profile() -> None:
+    for pages in tables.pages(numbers_of(PARAMS, records())).values():
+        for table in pages:
+            assert "rofile digits" in table.caption, table.label
+            for protocol in ("standard", "released"):
+                if table.label.endswith(protocol):
+                    assert f"Protocol {protocol}: L-inf radius" in table.caption
+                    assert "n = 80 test images" in table.caption
+                    assert "Seed 0" in table.caption
+
+
+def test_paired_comparisons_use_flags_of_shared_images() -> None:
+    table = paired_table(numbers_of(PARAMS, records()), "PGD-20", "clean", "standard/pgd-20")
+    assert len(table.rows) == 6
+    row = cells(table)["JEM++ vs. PGD-AT"]
+    assert row["n"].text == "80"
+    assert row["difference (points)"].text.startswith("-")
+    assert 0 < float(row["p"].text) <= 1
+
+
+def test_the_energy_verdict_compares_overlaps_within_the_spread() -> None:
+    numbers = numbers_of(PARAMS, records(seeds=(0, 1)))
+    rows = cells(alignment_table(numbers))
+    assert rows["EB-JDAT-JEM++ vs. JEM++"]["first aligns"].text in {"less", "equally, within the spread"}
+    assert rows["EB-JDAT-JEM vs. JEM"]["first aligns"].text == "not known"
+    single = cells(alignment_table(numbers_of(PARAMS, records())))
+    assert single["EB-JDAT-JEM++ vs. JEM++"]["first aligns"].text == "less (one seed)"
+
+
+def test_the_masking_page_shows_verdict_numbers_and_rule() -> None:
+    rows = cells(masking_table(numbers_of(PARAMS, records())))
+    entry = rows["EB-JDAT-JEM++: standard/unbounded"]
+    assert entry["verdict"].text == "pass"
+    assert "accuracy 0.0 %" in entry["numbers"].text
+    assert "unbounded" in entry["rule"].text
+    outdated = cells(masking_table(numbers_of(PARAMS, records_of(PARAMS, OURS, hash_of=other_code))))
+    assert outdated["EB-JDAT-JEM++"]["verdict"].text == "stale"
+
+
+def test_the_reproduction_page_counts_what_lies_inside() -> None:
+    row = {"model": "a", "stage": "clean", "metric": "m", "ours": 0.5, "theirs": 0.6, "low": 0.5, "high": 0.7}
+    table = reproduction_table([row | {"inside": True}, row | {"inside": False, "metric": "k"}], "digits")
+    assert "1 of 2 accuracies" in table.caption
+    assert [r.entries[2].text for r in table.rows] == ["inside", "outside"]
+    assert "No other machine" in reproduction_table([], "digits").caption
+
+
+# LaTeX structure
+
+
+def environments(text: str) -> list[str]:
+    """Names of environments still open at the end; raises on a wrong end."""
+    opened: list[str] = []
+    for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", text):
+        if kind == "begin":
+            opened.append(name)
+        else:
+            assert opened.pop() == name
+    return opened
+
+
+def cells_of_line(line: str) -> int:
+    """Columns that a LaTeX row fills, spanning cells included."""
+    spans = [int(width) - 1 for width in re.findall(r"\\multicolumn\{(\d+)\}", line)]
+    return len(re.findall(r"(?<!\\)&", line)) + 1 + sum(spans)
+
+
+@pytest.mark.parametrize("name", tables.TEX_PAGES)
+def test_the_latex_of_a_table_is_well_formed(name: str) -> None:
+    text = tables.render(numbers_of(on_cifar10(PARAMS), records(on_cifar10(PARAMS), seeds=(0, 1))))[f"{name}.tex"]
+    assert environments(text) == []
+    assert text.isascii()
+    assert len(re.findall(r"(?<!\\)\{", text)) == len(re.findall(r"(?<!\\)\}", text))
+    bodies = re.findall(r"\\begin\{tabular\}\{(lc*)\}(.*?)\\end\{tabular\}", text, re.DOTALL)
+    assert len(bodies) == text.count("\\begin{table}")
+    for columns, body in bodies:
+        rows = [line for line in body.splitlines() if line.endswith("\\\\")]
+        assert {cells_of_line(line) for line in rows} == {len(columns)}
+        assert body.count("\\toprule") == body.count("\\bottomrule") == 1
+        assert not re.search(r"\\\\\s*\[", body), "a row that starts with a bracket is read as a length"
+
+
+def test_special_characters_are_escaped_and_unknown_ones_refused() -> None:
+    assert escape("50 % of pgd_at & {x}") == "50 \\% of pgd\\_at \\& \\{x\\}"
+    assert escape("±1 \\ < ~^") == "$\\pm$1 \\textbackslash{} $<$ \\textasciitilde{}\\textasciicircum{}"
+    with pytest.raises(ValueError, match="no LaTeX"):
+        escape("☃")
+
+
+def test_a_row_with_too_few_cells_is_refused() -> None:
+    with pytest.raises(ValueError, match="row short: 1 of 2 cells"):
+        Table("t", "t", "c", "h", (Column("a"), Column("b")), (Row("short", (Entry("1"),)),))
+
+
+def test_markdown_rows_have_equal_cells_and_escape_bars() -> None:
+    table = Table("t", "T", "c", "h", (Column("a", "g"),), (Row("x|y", (Entry("1", "±2 (3)", "[0, 1]"),)),))
+    lines = [line for line in markdown([table]).splitlines() if line.startswith("|")]
+    assert lines == ["| h | g: a |", "| --- | ---: |", "| x\\|y | 1 ±2 (3) [0, 1] |"]
+    assert "\\multicolumn{1}{c}{g}" in latex([table])
+    assert "\\input{one.tex}" in document(["one.tex"])
+
+
+# Files
+
+
+def repository_of_tables(params: Params = PARAMS) -> Numbers:
+    write_ledger(params, records(params))
+    numbers = lookup.with_recorded_code(load_numbers(params))
+    tables.write_tables(numbers, [])
+    return numbers
+
+
+def test_tables_match_the_ledger_until_a_digit_is_typed_by_hand() -> None:
+    repository_of_tables()
+    assert tables.check_tables_match_records(PARAMS) == []
+    path = tables.tables_dir("digits") / "table1.md"
+    text = path.read_text()
+    digit = re.search(r"\| (\d\d\.\d) ", text)
+    assert digit is not None
+    files.write_text(path, text.replace(digit[1], "99.9", 1))
+    assert tables.check_tables_match_records(PARAMS) == [path.as_posix()]
+    path.unlink()
+    assert tables.check_tables_match_records(PARAMS) == [path.as_posix()]
+
+
+def test_a_page_shows_the_tables_of_its_places_and_an_edited_digit_is_found(workspace: Path) -> None:
+    numbers, page = repository_of_tables(), workspace / "README.md"
+    files.write_text(page, "# Title\n<!-- table: tradeoff-standard -->\nold\n<!-- end -->\nBelow\n")
+    assert not readme.check_page_matches_records(page, PARAMS)
+    readme.fill_page(page, numbers)
+    assert readme.check_page_matches_records(page, PARAMS)
+    text = page.read_text()
+    assert "| EB-JDAT-JEM++ | " in text and text.endswith("<!-- end -->\nBelow\n") and "old" not in text
+    files.write_text(page, text.replace("95.0", "96.0", 1))
+    assert not readme.check_page_matches_records(page, PARAMS)
+    with pytest.raises(UserError, match="no table 'nothing'"):
+        readme.fill("<!-- table: nothing -->\n<!-- end -->", {})
+
+
+def test_the_same_ledger_gives_the_same_bytes() -> None:
+    first = repository_of_tables()
+    assert tables.render(first) == tables.render(repository_of_tables())
+
+
+def test_numbers_are_read_through_the_store_and_without_it_from_the_ledger_with_a_warning(workspace: Path) -> None:
+    use_empty_store()
+    write_records(PARAMS, PGD_AT, stages=["clean"])
+    ledger.update(PARAMS, code)
+    numbers, checks = lookup.load_with_checks(PARAMS)
+    (record,) = numbers.records
+    assert checks == []
+    assert numbers.metrics(record) == lookup.flatten(record)
+    (workspace / "mlflow.db").unlink()
+    (workspace / "mlflow.db").mkdir()
+    with pytest.warns(lookup.tracking.TrackingWarning, match="tables are made from the ledger"):
+        assert lookup.load_with_checks(PARAMS)[0].metrics(record) == lookup.flatten(record)
+
+
+def test_plots_and_metrics_hold_the_current_model_under_fixed_names() -> None:
+    numbers = numbers_of(PARAMS, records())
+    files.write_text(
+        OURS.model_dir / "history.jsonl", '{"epoch": 1, "loss": 0.5}\n{"epoch": 2, "loss": 0.25, "lr": 0.1}\n'
+    )
+    energy = np.linspace(-8, -4, 50)
+    arrays = {"clean/energy": energy, "generated/energy": energy - 1}
+    files.write_npz(record_path(OURS, "clean").with_suffix(".npz"), arrays)
+    plots.write_plots(numbers)
+    metrics = files.read_json("results/metrics.json")
+    assert 5 <= len(metrics) <= 10
+    assert metrics["autoattack_accuracy"] == numbers.cell(OURS, "autoattack", "standard/autoattack").spread.mean
+    rows = {path.name: list(csv.DictReader(io.StringIO(path.read_text()))) for path in Path("results/plots").iterdir()}
+    assert [row["epoch"] for row in rows["training.csv"]] == ["1", "2"]
+    assert [float(row["radius_255"]) for row in rows["radius-standard.csv"]] == [16, 32, 64, 128]
+    assert [float(row["radius_255"]) for row in rows["radius-released.csv"]] == [8, 16, 32, 64]
+    histogram = rows["energies.csv"]
+    assert sum(float(row["clean"]) for row in histogram) == pytest.approx(1, abs=1e-4)
+    assert sum(float(row["targeted"]) for row in histogram) == 0
+
+
+def test_a_plot_without_data_still_has_its_header() -> None:
+    plots.write_plots(numbers_of(PARAMS, []))
+    assert files.read_json("results/metrics.json") == {}
+    assert Path("results/plots/energies.csv").read_text().startswith("energy,clean,adversarial")
+    assert Path("results/plots/radius-standard.csv").read_text() == "radius_255,robust_accuracy,low,high\n"
+
+
+def test_every_model_has_a_name_of_its_own() -> None:
+    names = [tables.display_name(subject) for subject in all_subjects(PARAMS)]
+    assert len(set(names)) == len(names) == 12
