@@ -162,11 +162,13 @@ class Campaign:
 
     def run(self, rows: list[Row]) -> dict[str, str]:
         """State of each row: done, stopped or failed (with the command)."""
+        for row in rows:  # before any thread: rows of one group share folders
+            prepare_workspace(row, self.root)
         with ThreadPoolExecutor(self.jobs) as pool:
             return dict(zip([row.name for row in rows], pool.map(self._row, rows), strict=True))
 
     def _row(self, row: Row) -> str:
-        folder = prepare_workspace(row, self.root)
+        folder = self.root / row.name
         for command in pending(row, folder):
             started = time.monotonic()
             code = self._command(command, folder)
@@ -201,9 +203,17 @@ class Campaign:
 
 
 def log_records(rows: list[Row], root: Path) -> None:
-    """Log the records of finished rows to MLflow, so that the next ``dvc repro`` takes them in."""
+    """Log the records of finished rows to MLflow, so that the next ``dvc repro`` takes them in.
+
+    Raises:
+        UserError: records of some rows could not be logged; those of the others were.
+    """
+    failed = []
     for row in rows:
         folder = root / row.name
         if (folder / row.subject.results_dir).is_dir():
             environment = dict(os.environ, DVC_ROOT=str(files.main_checkout()))
-            subprocess.run([sys.executable, "-m", "stages.record"], cwd=folder, env=environment, check=True)
+            if subprocess.run([sys.executable, "-m", "stages.record"], cwd=folder, env=environment).returncode:
+                failed.append(row.name)
+    if failed:
+        raise UserError(f"records of {', '.join(failed)} were not logged; run the same command again")

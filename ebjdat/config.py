@@ -144,6 +144,8 @@ class Shared:
     """How many training images re-estimate them."""
     validation_steps: int = number(1, 1000)
     """Steps of the PGD that selects the checkpoint."""
+    threads: int | None = number(1, 1024)
+    """CPU threads of training; fixed where a run on the CPU is to be repeated to the byte. null: all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -122,8 +122,7 @@ class Subject:
     def resolved(self, params: Params, stage: str) -> dict[str, Any]:
         """Exactly the parameters that can change the record of ``stage`` (``train``: the model).
 
-        Left out on purpose: the device, batch sizes of evaluations (predictions do not depend on
-        them) and the folder of the data files, whose content is verified.
+        Left out on purpose: the device, and the folder of the data files, whose content is verified.
 
         Raises:
             UserError: no such stage.
@@ -227,7 +226,10 @@ def _evaluation_part(params: Params, profile: str, stage: str) -> dict[str, Any]
     evaluation = params.profiles[profile].evaluation
     stages = MASKING_INPUTS if stage == "masking" else (stage,)
     sections = {_SECTIONS[name]: to_plain(getattr(evaluation, _SECTIONS[name])) for name in stages}
-    return sections if stage == "generate" else {"radius": evaluation.radius} | sections
+    if stage == "generate":
+        return sections
+    # Noise inside a model is drawn per batch, so the batch size is part of some numbers.
+    return {"radius": evaluation.radius, "batch_size": evaluation.batch_size} | sections
 
 
 def data_digest(profile: str) -> str:

@@ -231,17 +231,18 @@ def _energies(seen: Mapping[str, Seen]) -> dict[str, float]:
 
 
 def _alignment(seen: Mapping[str, Seen]) -> dict[str, float]:
-    """``energy/overlap-<kind>`` with the clean images, ``-adversarial-generated`` and ``-all`` three; common bins."""
+    """``energy/overlap-<kind>`` with the clean images, ``-adversarial-generated`` and ``-all`` three.
+
+    Bins span the compared sets only: generated images far away must not widen the bins in which clean
+    and adversarial ones are told apart, or a poor generator would look better aligned.
+    """
     energies = {kind: found.energy for kind, found in seen.items()}
-    edges = distributions.common_edges(*energies.values())
     clean = energies.pop("clean")
-    values = {
-        f"energy/overlap-{kind}": distributions.overlap(found, clean, edges=edges) for kind, found in energies.items()
-    }
+    values = {f"energy/overlap-{kind}": distributions.overlap(found, clean) for kind, found in energies.items()}
     if "generated" in energies:
         both = (energies["adversarial"], energies["generated"])
-        values["energy/overlap-adversarial-generated"] = distributions.overlap(*both, edges=edges)
-        values["energy/overlap-all"] = distributions.overlap(clean, *both, edges=edges)
+        values["energy/overlap-adversarial-generated"] = distributions.overlap(*both)
+        values["energy/overlap-all"] = distributions.overlap(clean, *both)
     return values
 
 

@@ -107,6 +107,7 @@ def _transfer(
         lambda x, y, begin: attack(source, x, y, generator, begin),
         start=attack.start(case.x, generator),
         judge=model,
+        everyone=True,
         batches=batches,
     )
     on_surrogate = correct(source, attacked.x_adv, case.y, batches)

@@ -30,6 +30,8 @@ from ebjdat.reporting.comparisons import (
 )
 from ebjdat.reporting.layout import EMPTY, Column, Entry, Row, Table, document, latex, markdown
 from ebjdat.reporting.lookup import Numbers, load_numbers, show_percent, show_value, with_recorded_code
+from ebjdat.reporting.readings import readings_table
+from ebjdat.reporting.seeds import seeds_table
 from ebjdat.subject import Subject
 
 
@@ -196,9 +198,8 @@ def generation_names(numbers: Numbers) -> tuple[str, str]:
         if record["stage"] == "generate":
             settings = record["settings"]
             return settings["features"]["metric"], settings["kernel"]["metric"]
-    return (
-        ("fid", "kid") if numbers.profile.evaluation.generation.features == "inception" else ("classifier-frechet",) * 2
-    )
+    inception = numbers.profile.evaluation.generation.features == "inception"
+    return ("fid", "kid") if inception else ("classifier-frechet", "classifier-kernel")
 
 
 def _comparison(numbers: Numbers, methods: Sequence[str]) -> list[Subject]:
@@ -295,6 +296,8 @@ def pages(numbers: Numbers) -> dict[str, list[Table]]:
         "energies": [energy_table(numbers), alignment_table(numbers), calibration_table(numbers)],
         "paired": [paired_table(numbers, name, *metric) for name, metric in PAIRED.items()],
         "masking": [masking_table(numbers)],
+        "readings": [readings_table(numbers, generation_names(numbers)[0])],
+        "seeds": [seeds_table(numbers)],
     }
 
 

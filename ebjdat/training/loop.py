@@ -96,8 +96,8 @@ class Trainer:
         self._signal: int | None = None
 
     def _new_state(self, data: Data) -> State:
-        model = new_model(self.architecture, derive(self.seed, self.recipe.name, "init")).to(self.device).train()
-        streams = Streams(self.seed, self.recipe.name, self.device)
+        model = new_model(self.architecture, derive(self.seed, self.recipe.stream, "init")).to(self.device).train()
+        streams = Streams(self.seed, self.recipe.stream, self.device)
         buffer = None
         if self.recipe.variant is not None:
             variant = self.recipe.variant
@@ -144,9 +144,9 @@ class Trainer:
         self.report(row)
 
     def _order(self, what: str) -> Tensor:
-        """The epoch's order of training images; a function of seed, epoch and retries alone."""
+        """The epoch's order of training images; a function of seed and epoch alone, retries included."""
         generator = torch.Generator().manual_seed(
-            derive(self.seed, self.recipe.name, "order", what, self.state.epoch, self.state.retries)
+            derive(self.seed, self.recipe.stream, "order", what, self.state.epoch)
         )
         return torch.randperm(len(self.x), generator=generator).to(self.device)
 
@@ -202,7 +202,7 @@ class Trainer:
             names += ["chain mean", "energy_gap_px"]
             values += [chain.mean(), terms["energy_data"] - terms["energy_generated"]]
         stacked = torch.stack([value.detach().float() for value in values]).tolist()
-        self.supervisor.check(dict(zip(names, stacked, strict=True)))
+        self.supervisor.check(self.state, dict(zip(names, stacked, strict=True)))
 
     def _shown(self) -> dict[str, float]:
         row = self.state.history[-1] if self.state.history else {}
@@ -215,8 +215,10 @@ class Trainer:
         training = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
         self._estimate_statistics()
         clean, robust = self._validate()
-        if state.best is None or robust > state.best["score"]:
-            state.remember_best(robust)
+        # The other accuracy, then the later epoch, decides between equals.
+        score = [robust, clean] if self.recipe.selected_by == "robust" else [clean, robust]
+        if state.best is None or score >= state.best["score"]:
+            state.remember_best(score)
         rate = state.optimiser.param_groups[0]["lr"]
         row = {"epoch": state.epoch + 1, "lr": rate, **terms, "val_clean": clean, "val_robust": robust}
         if state.epoch + 1 < self.recipe.schedule.epochs:
@@ -224,12 +226,12 @@ class Trainer:
         return row
 
     def _estimate_statistics(self) -> None:
-        """Cumulative statistics over clean and adversarial training images, as the profile says."""
+        """Cumulative statistics over the kinds of images that training sees; for both, as the profile says."""
         x, y = self.x[: self.shared.bn_images], self.y[: self.shared.bn_images]
-        which = self.shared.bn_estimate if self.recipe.adversarial else "clean"
+        which = self.shared.bn_estimate if self.recipe.sees == "both" else self.recipe.sees
         batch = self.recipe.schedule.batch_size
         if which != "clean":
-            generator = torch.Generator(self.device).manual_seed(derive(self.seed, self.recipe.name, "statistics"))
+            generator = torch.Generator(self.device).manual_seed(derive(self.seed, self.recipe.stream, "statistics"))
             eps = self.recipe.schedule.train_eps
             half = len(x) // 2 if which == "both" else 0
             parts = zip(x[half:].split(batch), y[half:].split(batch), strict=True)

@@ -15,26 +15,42 @@ class Recipe:
     """Everything that distinguishes one training run from another of the same profile and seed."""
 
     name: str
+    stream: str
+    """Name that random streams derive from: the control draws the same numbers as ebjdat."""
     objective: Objective
     schedule: Schedule
     variant: Variant | None
     """The JEM variant as it is run; None for methods that do not generate."""
     norm: Literal["none", "batch"]
-    adversarial: bool
-    """Whether the labelled terms see adversarial images."""
+    sees: Literal["clean", "adversarial", "both"]
+    """Which kinds of images the labelled terms see, and so BatchNorm in training."""
+    selected_by: Literal["robust", "clean"]
+    """Validation accuracy that selects the checkpoint: PGD robust accuracy, by one rule for all methods that
+    are compared; clean for the undefended network, which robust accuracy would stop at its first epochs."""
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether the labelled terms see adversarial images."""
+        return self.sees != "clean"
 
 
 def recipe(params: Params, subject: Subject) -> Recipe:
     """The recipe of a subject: its method over its variant, or a baseline."""
     schedule, variant = subject.schedule(params), subject.recipe(params)
-    adversarial = subject.method not in ("base", "undefended")
+    sees: Literal["clean", "adversarial", "both"] = "both"
+    if subject.method in ("base", "undefended"):
+        sees = "clean"
+    elif subject.method == "pgd_at":
+        sees = "adversarial"
     return Recipe(
         name=subject.name,
-        objective=_objective(subject.method, schedule.train_eps, variant, adversarial),
+        stream=subject.name.replace("control-", "ebjdat-"),
+        objective=_objective(subject.method, schedule.train_eps, variant, sees != "clean"),
         schedule=schedule,
         variant=variant,
         norm="batch" if variant is None else variant.norm,
-        adversarial=adversarial,
+        sees=sees,
+        selected_by="clean" if subject.method == "undefended" else "robust",
     )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ebjdat import files
 from ebjdat.config import Params
 from ebjdat.data.prepared import load_prepared
@@ -32,6 +34,8 @@ def train_subject(
         Interrupted: SIGTERM or Ctrl-C, after a checkpoint.
     """
     device = choose_device(params.device)
+    if params.current.training.shared.threads is not None:
+        torch.set_num_threads(params.current.training.shared.threads)
     data = load_prepared(subject.data_dir)
     identity = subject.identity(params, "train", data_digest(subject.profile))
     # In the main checkout, outside DVC's outputs: a queued run that was stopped goes on from another copy.

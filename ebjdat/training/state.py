@@ -44,6 +44,8 @@ class State:
     retries: int = 0
     rate_cut: float = 1.0
     """Factor on the learning rate after rollbacks."""
+    gap: float = 0.0
+    """Running mean of the energy gap, see ``ebjdat.training.supervisor``."""
     sums: dict[str, Tensor] = field(default_factory=dict)
     """Terms summed over this epoch's iterations, on the device."""
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -62,6 +64,7 @@ class State:
             "step": self.step,
             "retries": self.retries,
             "rate_cut": self.rate_cut,
+            "gap": self.gap,
             "sums": _copy(self.sums),
             "history": [dict(row) for row in self.history],
             "events": [dict(event) for event in self.events],
@@ -76,13 +79,13 @@ class State:
             self.buffer.images = saved["buffer"].to(device, copy=True)
         self.streams.load(saved["streams"])
         self.epoch, self.step = saved["epoch"], saved["step"]
-        self.retries, self.rate_cut = saved["retries"], saved["rate_cut"]
+        self.retries, self.rate_cut, self.gap = saved["retries"], saved["rate_cut"], saved["gap"]
         self.sums = {name: value.to(device, copy=True) for name, value in saved["sums"].items()}
         self.history = [dict(row) for row in saved["history"]]
         self.events = [dict(event) for event in saved["events"]]
 
-    def remember_best(self, score: float) -> None:
-        """Keep a copy of model and buffer as the best so far."""
+    def remember_best(self, score: list[float]) -> None:
+        """Keep a copy of model and buffer as the best so far; scores compare from the first number on."""
         self.best = {
             "epoch": self.epoch,
             "score": score,

@@ -2,9 +2,9 @@
 
 Two signs stop an iteration before its optimiser step: a value that is not finite (loss, gradient
 norm or chain), and an energy gap |E(x_p) - E(x_gen)| whose running mean has left any healthy
-range, which comes long before an overflow. The run then returns to the start of its epoch with new
-random streams, derived from the seed and the retry count, and a smaller learning rate; after
-``max_retries`` it ends with a DivergenceError.
+range, which comes long before an overflow. The run then returns to its last good state, the start of
+the epoch or the checkpoint that it continued from, with new random streams, derived from the seed and
+the retry count, and a smaller learning rate; after ``max_retries`` it ends with a DivergenceError.
 """
 
 from __future__ import annotations
@@ -34,17 +34,16 @@ class Supervisor:
         self, max_retries: int = 5, rate_cut: float = 0.5, gap_limit: float = 50.0, window: float = 20.0
     ) -> None:
         self.max_retries, self.rate_cut, self.gap_limit, self.window = max_retries, rate_cut, gap_limit, window
-        self.gap = 0.0
 
-    def check(self, values: dict[str, float]) -> None:
+    def check(self, state: State, values: dict[str, float]) -> None:
         """Raise :class:`Diverged` when an iteration's scalars are not finite or the gap has drifted."""
         for name, value in values.items():
             if not math.isfinite(value):
                 raise Diverged(f"{name} is {value}")
         if "energy_gap_px" in values:
-            self.gap += (abs(values["energy_gap_px"]) - self.gap) / self.window
-            if self.gap > self.gap_limit:
-                raise Diverged(f"the mean energy gap |E(x_p) - E(x_gen)| reached {self.gap:.1f} nats")
+            state.gap += (abs(values["energy_gap_px"]) - state.gap) / self.window
+            if state.gap > self.gap_limit:
+                raise Diverged(f"the mean energy gap |E(x_p) - E(x_gen)| reached {state.gap:.1f} nats")
 
     def roll_back(self, state: State, good: dict[str, Any], cause: str) -> None:
         """Return to ``good`` with new streams and a smaller rate, and log the event.
@@ -63,4 +62,4 @@ class Supervisor:
         state.restore(good)
         state.retries, state.rate_cut, state.events = retries, cut, [*events, event]
         state.streams.restart(retries)
-        self.gap = 0.0
+        state.gap = 0.0
