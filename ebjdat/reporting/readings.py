@@ -50,7 +50,6 @@ def readings_table(numbers: Numbers, distance: str) -> Table:
     accuracies: list[tuple[Column, Metric]] = [
         (Column("clean"), ("clean", "standard/clean")),
         (Column("PGD-20"), ("clean", "standard/pgd-20")),
-        (Column("AutoAttack"), ("autoattack", "standard/autoattack")),
     ]
     values: list[tuple[Column, Metric]] = [
         (Column("E(x_adv) - E(x)"), ("clean", "energy/gap-adversarial")),
