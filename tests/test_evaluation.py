@@ -160,7 +160,15 @@ def test_energies_have_gaps_with_their_sign_and_overlaps(images: tuple[Tensor, T
     for kind in ("adversarial", "targeted", "generated"):
         assert 0.0 <= values[f"energy/overlap-{kind}"] <= 1.0
     assert values["energy/gap-generated"] == 0.0 and values["energy/overlap-generated"] == pytest.approx(1.0)
-    assert values["energy/overlap-all"] <= values["energy/overlap-adversarial"] + 1e-9
+    three = [arrays[f"{kind}/energy"] for kind in ("clean", "adversarial", "generated")]
+    assert values["energy/overlap-all"] == pytest.approx(distributions.overlap(*three))
+    assert values["energy/overlap-adversarial"] == pytest.approx(distributions.overlap(*three[:2]))
+
+
+def test_generated_images_far_away_do_not_change_how_adversarial_ones_overlap(images: tuple[Tensor, Tensor]) -> None:
+    near, far = (evaluate_clean(images, generated=x).values for x in (images[0], torch.zeros_like(images[0])))
+    assert near["energy/gap-generated"] != far["energy/gap-generated"]
+    assert near["energy/overlap-adversarial"] == far["energy/overlap-adversarial"]
 
 
 def test_per_image_energies_and_margins_are_those_of_the_logits(images: tuple[Tensor, Tensor]) -> None:

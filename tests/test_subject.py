@@ -97,7 +97,7 @@ def test_the_base_method_has_its_own_chain_and_no_adversarial_terms() -> None:
         ("profiles.digits.evaluation.radius", 0.1, ALL - {"train", "generate"}),
         ("profiles.digits.evaluation.sweep.images", 10, {"sweep", "masking"}),
         ("profiles.digits.evaluation.generation.samples", 10, {"generate"}),
-        ("profiles.digits.evaluation.batch_size", 10, set()),
+        ("profiles.digits.evaluation.batch_size", 10, ALL - {"train", "generate"}),
         ("device", "cpu", set()),
     ],
 )
