@@ -1,8 +1,9 @@
 """Where a number comes from: hashes of files, of values and of the code that a stage imports.
 
 A record cannot hold the commit that will contain it, so records carry the hash of the modules that
-made them: every file of this repository that the stage imports, directly or not, early or late.
-An edit to one of them changes the hash, and the record no longer answers to its old identity.
+made them: every file of this repository that the stage imports, directly or not, early or late,
+save the :data:`PLUMBING`. An edit to one of them changes the hash, and the record no longer answers
+to its old identity.
 """
 
 from __future__ import annotations
@@ -19,6 +20,24 @@ from ebjdat.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 """The checkout whose code is running; DVC's queue runs a copy, whose own files count."""
+
+
+PLUMBING = frozenset(
+    {
+        "ebjdat/command.py",
+        "ebjdat/errors.py",
+        "ebjdat/files.py",
+        "ebjdat/progress.py",
+        "ebjdat/provenance.py",
+        "ebjdat/reporting/records.py",
+        "ebjdat/reporting/tracking.py",
+    }
+)
+"""Modules that carry results about and decide none: messages, files, progress, tracking.
+
+An edit to them leaves identities as they are. DVC lists them among a stage's deps all the same and
+runs it again; if the edit changed a number after all, the ledger shows two contents of one identity.
+"""
 
 
 def file_hash(path: str | Path) -> str:
@@ -80,13 +99,14 @@ def import_closure(module: str, root: Path = ROOT) -> tuple[str, ...]:
 
 
 def closure_hash(module: str, root: Path = ROOT) -> str:
-    """Hash of the names and contents of :func:`import_closure`, 16 hex characters.
+    """Hash of the names and contents of :func:`import_closure` without :data:`PLUMBING`, 16 hex characters.
 
     Line endings are normalised: a checkout on another system has the same code.
     """
     parts = {
         name: hashlib.sha256((root / name).read_bytes().replace(b"\r\n", b"\n")).hexdigest()
         for name in import_closure(module, root)
+        if name not in PLUMBING
     }
     return digest(parts)
 

@@ -57,6 +57,17 @@ def test_an_edit_changes_the_hash_only_of_stages_that_import_the_file(repository
     assert provenance.closure_hash("stages.one", repository) != before
 
 
+def test_an_edit_of_plumbing_leaves_the_hash_and_every_listed_module_exists(repository: Path) -> None:
+    files.write_text(repository / "ebjdat/files.py", "VALUE = 1\n")
+    files.write_text(repository / "lib/unused.py", "import ebjdat.files\n")
+    files.write_text(repository / "stages/one.py", "import lib.unused\n")
+    before = provenance.closure_hash("stages.one", repository)
+    files.write_text(repository / "ebjdat/files.py", "VALUE = 2\n")
+    assert provenance.closure_hash("stages.one", repository) == before
+    assert "ebjdat/files.py" in provenance.import_closure("stages.one", repository)
+    assert all((provenance.ROOT / name).is_file() for name in provenance.PLUMBING)
+
+
 def test_line_endings_do_not_change_the_hash(repository: Path) -> None:
     before = provenance.closure_hash("stages.one", repository)
     (repository / "lib/sibling.py").write_bytes(b"VALUE = 1\r\n")
