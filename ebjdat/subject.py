@@ -26,6 +26,9 @@ SURROGATES = ("pgd_at", "undefended")
 MASKING_INPUTS = ("clean", "autoattack", "transfer", "sweep", "eot")
 """Records that the masking report decides from."""
 
+EXTERNAL = "external-"
+"""Start of the method, and so of the name, of a model that was not trained here."""
+
 _SECTIONS = {stage: stage for stage in EVALUATIONS} | {"generate": "generation"}
 
 
@@ -35,15 +38,18 @@ class Subject:
 
     Attributes:
         profile: name of the profile.
-        method: ebjdat, base or control (no energy term), or the name of a baseline.
+        method: ebjdat, base or control (no energy term), the name of a baseline, or ``external-<name>``.
         variant: the JEM variant; None for a baseline.
-        seed: seed of the training run.
+        seed: seed of the training run; for an external model, that of the surrogates it meets.
+        fingerprint: digest of an external model's weights and code (see :mod:`ebjdat.evaluation.external`),
+            which stand in the identity where others have a recipe; None for a model trained here.
     """
 
     profile: str
     method: str
     variant: str | None
     seed: int
+    fingerprint: str | None = None
 
     @classmethod
     def current(cls, params: Params) -> Subject:
@@ -61,6 +67,22 @@ class Subject:
             raise UserError(f"unknown baseline {name!r}; known: {', '.join(BASELINES)}")
         return cls(params.profile, name, None, params.seed)
 
+    @classmethod
+    def external(cls, params: Params, method: str) -> Subject:
+        """A model that ``stages.evaluate_model`` has put into the models of the selected profile.
+
+        Raises:
+            UserError: there is none of this name, or its description is damaged.
+        """
+        unknown = cls(params.profile, method, None, params.seed)
+        path = unknown.model_dir / "external.json"
+        if not path.is_file():
+            raise UserError(f"{path} is missing: `python -m stages.evaluate_model` makes it from a factory")
+        try:
+            return dataclasses.replace(unknown, fingerprint=str(files.read_json(path)["fingerprint"]))
+        except (KeyError, TypeError):
+            raise UserError(f"{path} names no fingerprint: run `python -m stages.evaluate_model` again") from None
+
     @property
     def name(self) -> str:
         """``ebjdat-jempp``, ``base-jem``, ``control-jempp``, ``pgd_at``, ..."""
@@ -77,8 +99,13 @@ class Subject:
         return self.variant is None
 
     @property
+    def is_external(self) -> bool:
+        """Whether it was not trained here."""
+        return self.method.startswith(EXTERNAL)
+
+    @property
     def model_dir(self) -> Path:
-        """Folder of best.pt, last.pt, buffer.npz and history.jsonl."""
+        """Folder of best.pt, last.pt, model.json, buffer.npz and history.jsonl."""
         return Path("models") / self.profile / self.name
 
     @property
@@ -93,7 +120,9 @@ class Subject:
 
     @property
     def training_module(self) -> str:
-        """The stage that trains it."""
+        """The stage that trains it; for an external model, the one that takes it in."""
+        if self.is_external:
+            return "stages.evaluate_model"
         return "stages.baseline" if self.is_baseline else "stages.train"
 
     def schedule(self, params: Params) -> Schedule:
@@ -134,10 +163,15 @@ class Subject:
             "method": self.method,
             "seed": self.seed,
             "data": data,
-            "network": to_plain(profile.network),
-            "shared": to_plain(profile.training.shared),
-            "schedule": to_plain(self.schedule(params)),
         }
+        if self.is_external:
+            plain["fingerprint"] = self.fingerprint
+        else:
+            plain |= {
+                "network": to_plain(profile.network),
+                "shared": to_plain(profile.training.shared),
+                "schedule": to_plain(self.schedule(params)),
+            }
         recipe = self.recipe(params)
         if recipe is not None:
             plain |= {"variant": self.variant, "recipe": _used(recipe)}
@@ -153,7 +187,7 @@ class Subject:
                 "name": self.run_name,
                 "params": self.resolved(params, "train"),
                 "data": data_digest,
-                "code": hash_of(self.training_module),
+                "code": None if self.is_external else hash_of(self.training_module),
             }
         )
 
@@ -187,7 +221,7 @@ class Subject:
 
     def modules(self, stage: str) -> tuple[str, ...]:
         """The modules whose code is part of the identity of ``stage``, sorted."""
-        found = {self.training_module, f"stages.{stage}"}
+        found = {f"stages.{stage}"} if self.is_external else {self.training_module, f"stages.{stage}"}
         if stage == "transfer":
             found.add("stages.baseline")
         if stage == "masking":

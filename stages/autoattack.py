@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from functools import partial
 
 from ebjdat import command, files, provenance
 from ebjdat.evaluation.robustness import evaluate
-from ebjdat.model.store import load_model
 from ebjdat.subject import data_digest
 from stages.evaluating import begin
 
@@ -32,7 +30,7 @@ def main() -> None:
     }
     with files.hold(folder.with_suffix(".lock"), f"AutoAttack on {subject.name}"):
         result = evaluate(
-            partial(load_model, path, task.device),
+            task.opener(),
             task.x,
             task.y,
             nominal=evaluation.radius,

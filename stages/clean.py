@@ -9,7 +9,9 @@ from stages.evaluating import Task, begin
 
 
 def adversary_of(task: Task) -> Adversary | None:
-    """The attack that the subject was trained with, and how far it can get."""
+    """The attack that the subject was trained with, and how far it can get; None where nobody knows."""
+    if task.subject.is_external:
+        return None
     trained = recipe(task.params, task.subject)
     if not trained.adversarial:
         return None
@@ -24,7 +26,8 @@ def main() -> None:
     task = begin("clean", __doc__)
     buffer = task.subject.model_dir / "buffer.npz"
     generated = None if task.subject.is_baseline else read_generated(buffer, tuple(task.x.shape[1:])).to(task.device)
-    models = {checkpoint: task.model(checkpoint) for checkpoint in ("best", "last")}
+    checkpoints = ("best",) if task.subject.is_external else ("best", "last")
+    models = {checkpoint: task.model(checkpoint) for checkpoint in checkpoints}
     result = evaluate(models, task.x, task.y, generated=generated, adversary=adversary_of(task), **task.common)
     task.finish(result)
 

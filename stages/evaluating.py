@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ebjdat.attacks.batches import Batches
 from ebjdat.config import Params
 from ebjdat.data.prepared import load_prepared
 from ebjdat.device import choose_device
+from ebjdat.evaluation import external
 from ebjdat.evaluation.statistics import Result
-from ebjdat.model.energy import EnergyModel
 from ebjdat.model.store import load_model
 from ebjdat.reporting.records import write_record
 from ebjdat.subject import Subject
@@ -41,9 +43,14 @@ class Task:
             "batches": Batches(evaluation.batch_size),
         }
 
-    def model(self, checkpoint: str = "best") -> EnergyModel:
+    def opener(self, checkpoint: str = "best") -> Callable[[], nn.Module]:
+        """What opens the subject's best or last checkpoint; it can be sent to another process."""
+        load = external.load if self.subject.is_external else load_model
+        return partial(load, self.subject.model_dir / f"{checkpoint}.pt", self.device)
+
+    def model(self, checkpoint: str = "best") -> nn.Module:
         """The subject's best or last checkpoint."""
-        return load_model(self.subject.model_dir / f"{checkpoint}.pt", self.device)
+        return self.opener(checkpoint)()
 
     def finish(self, result: Result) -> None:
         """Write the record and print its accuracies with their intervals."""

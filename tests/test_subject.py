@@ -167,6 +167,31 @@ def test_a_stage_asks_for_the_current_model_or_a_baseline(monkeypatch: pytest.Mo
     assert from_arguments(None, ["--model", "trades"])[1].name == "trades"
     with pytest.raises(SystemExit):
         from_arguments(None, ["--model", "pgd"])
+    with pytest.raises(UserError, match=r"external\.json is missing: .*evaluate_model"):
+        from_arguments(None, ["--model", "external-nobody"])
+
+
+def test_an_external_model_is_known_by_its_fingerprint_and_by_no_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    params = params_of_repository()
+    files.write_json("models/digits/external-cnn/external.json", {"fingerprint": "abc"})
+    subject = Subject.external(params, "external-cnn")
+    assert (subject.name, subject.fingerprint, subject.is_external, subject.is_baseline) == (
+        "external-cnn",
+        "abc",
+        True,
+        True,
+    )
+    assert stale("profiles.digits.training.undefended.epochs", 3, subject) <= {"transfer", "masking"}
+    assert stale("profiles.digits.evaluation.radius", 0.1, subject) >= {"clean", "autoattack"}
+    other = dataclasses.replace(subject, fingerprint="abd")
+    assert other.identity(params, "clean", "data", code) != subject.identity(params, "clean", "data", code)
+    assert subject.modules("clean") == ("stages.clean",)
+    files.write_json("models/digits/external-cnn/external.json", [])
+    with pytest.raises(UserError, match="names no fingerprint"):
+        Subject.external(params, "external-cnn")
 
 
 def test_identity_and_tables_need_no_torch_and_no_mlflow() -> None:

@@ -39,11 +39,16 @@ def new_model(architecture: Architecture, seed: int) -> EnergyModel:
 def save_model(path: Path, model: EnergyModel, architecture: Architecture) -> None:
     """Write the model atomically; equal models give equal bytes."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_payload(path, {"architecture": asdict(architecture), "state": state})
+
+
+def save_payload(path: Path, payload: dict) -> None:
+    """Write tensors and plain values atomically, for :func:`read_payload`; equal values give equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # The archive records its own file name, so the temporary file keeps it.
     scratch = path.parent / f".{path.name}.{os.getpid()}"
     scratch.mkdir(exist_ok=True)
-    torch.save({"architecture": asdict(architecture), "state": state}, scratch / path.name)
+    torch.save(payload, scratch / path.name)
     (scratch / path.name).replace(path)
     scratch.rmdir()
 

@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ebjdat.config import BASELINES, METHODS, VARIANTS, Params
+from ebjdat.config import BASELINES, METHODS, VARIANTS
 from ebjdat.evaluation.statistics import paired
 from ebjdat.protocols import Protocol, as_fraction
 from ebjdat.reporting.layout import EMPTY, Column, Entry, Row, Table
 from ebjdat.reporting.lookup import Cell, Numbers, show_value
-from ebjdat.subject import Subject
+from ebjdat.subject import EXTERNAL, Subject
 
 _VARIANT_NAMES = {"jem": "JEM", "jempp": "JEM++", "sadajem": "SADAJEM"}
 _BASELINE_NAMES = {"pgd_at": "PGD-AT", "trades": "TRADES", "undefended": "Undefended"}
@@ -20,7 +20,9 @@ Metric = tuple[str, str]
 
 
 def display_name(subject: Subject) -> str:
-    """The name of a model in tables: EB-JDAT-JEM++, JEM++, Control-JEM++, PGD-AT."""
+    """The name of a model in tables: EB-JDAT-JEM++, JEM++, Control-JEM++, PGD-AT; an external one's own name."""
+    if subject.is_external:
+        return subject.method.removeprefix(EXTERNAL)
     if subject.variant is None:
         return _BASELINE_NAMES[subject.method]
     variant = _VARIANT_NAMES[subject.variant]
@@ -31,10 +33,11 @@ def display_name(subject: Subject) -> str:
     }[subject.method]
 
 
-def all_subjects(params: Params) -> list[Subject]:
-    """Every model of the selected profile, in the order of the tables."""
+def all_subjects(numbers: Numbers) -> list[Subject]:
+    """Every model of the selected profile, in the order of the tables; external ones last."""
+    params = numbers.params
     jems = [Subject(params.profile, m, v, params.seed) for m in METHODS for v in VARIANTS]
-    return jems + [Subject.baseline(params, name) for name in BASELINES]
+    return jems + [Subject.baseline(params, name) for name in BASELINES] + numbers.externals()
 
 
 def caption(
@@ -81,7 +84,7 @@ PAIRED = {
 
 def paired_table(numbers: Numbers, name: str, stage: str, metric: str) -> Table:
     """All pairs of models on the same images: difference, its interval, McNemar's exact p-value."""
-    known = [(s, numbers.rate(s, stage, metric)) for s in all_subjects(numbers.params)]
+    known = [(s, numbers.rate(s, stage, metric)) for s in all_subjects(numbers)]
     rates = [(display_name(subject), rate) for subject, rate in known if rate is not None]
     rows = []
     for place, (first, a) in enumerate(rates):
@@ -126,7 +129,7 @@ def energy_table(numbers: Numbers) -> Table:
         "Gap: mean E minus that of clean images; overlap: shared area of the distributions in [0, 1], with clean "
         "images, or of clean, adversarial and generated ones together (all). Adversarial: PGD-20; images without noise."
     )
-    asked = [(subject, ("clean", keys[0])) for subject in all_subjects(numbers.params)]
+    asked = [(subject, ("clean", keys[0])) for subject in all_subjects(numbers)]
     text = caption(numbers, None, asked, extra)
     return Table("energies", "Energies of clean, adversarial and generated images", text, "Model", tuple(columns), rows)
 
@@ -175,13 +178,13 @@ def calibration_table(numbers: Numbers) -> Table:
     outliers = sorted(found)
     columns = [Column("ECE"), *(Column(key.split("/")[1], "outliers: AUROC by E(x)") for key in outliers)]
     rows = _value_rows(numbers, ["calibration/ece", *outliers])
-    asked = [(subject, ("clean", "calibration/ece")) for subject in all_subjects(numbers.params)]
+    asked = [(subject, ("clean", "calibration/ece")) for subject in all_subjects(numbers)]
     text = caption(numbers, None, asked, "ECE: expected calibration error on clean images, lower is better.")
     return Table("calibration", "Calibration and outliers", text, "Model", tuple(columns), rows)
 
 
 def _value_rows(numbers: Numbers, keys: Sequence[str]) -> tuple[Row, ...]:
-    subjects = [s for s in all_subjects(numbers.params) if numbers.cell(s, "clean", keys[0]).state == "value"]
+    subjects = [s for s in all_subjects(numbers) if numbers.cell(s, "clean", keys[0]).state == "value"]
     return tuple(
         Row(display_name(s), tuple(show_value(numbers.cell(s, "clean", key)) for key in keys)) for s in subjects
     )
@@ -190,7 +193,7 @@ def _value_rows(numbers: Numbers, keys: Sequence[str]) -> tuple[Row, ...]:
 def masking_table(numbers: Numbers) -> Table:
     """The masking report of every model that has one: pass or fail, with the numbers behind it."""
     rows = []
-    for subject in all_subjects(numbers.params):
+    for subject in all_subjects(numbers):
         record, state = numbers.record(subject, "masking"), numbers.cell(subject, "masking", "masking/passed").state
         if record is None and (state == "stale" or subject == Subject.current(numbers.params)):
             rows.append(Row(display_name(subject), (Entry(state), EMPTY, EMPTY)))

@@ -104,13 +104,35 @@ def join(candidates: Sequence[Candidate], hash_of: HashOf) -> Joined:
     stage: they let a table say "stale", and nothing else reads them. The store's stale runs do not
     come back.
     """
-    kept = _without_outdated(candidates, hash_of)
+    kept = _without_outdated(_latest_externals(candidates), hash_of)
     by_identity: dict[str, list[Candidate]] = {}
     for candidate in kept:
         by_identity.setdefault(candidate.record["identity"], []).append(candidate)
     chosen = [min(group, key=lambda c: (c.source, c.record["content"])).record for group in by_identity.values()]
     answers = {identity: {c.record["content"]: c.record for c in group} for identity, group in by_identity.items()}
     return Joined(sorted(chosen, key=_order), answers)
+
+
+def _latest_externals(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """All candidates but those of an external model that another one of the same name and seed replaced.
+
+    Their parameters do not change with their weights, so nothing else would make the old ones stale.
+    The files here decide which is meant, then the committed ledger.
+    """
+    best: dict[str, tuple[int, str, str]] = {}
+    for one in candidates:
+        subject = subject_of(one.record)
+        if subject.is_external:
+            rank = ((WORKSPACE, COMMITTED, OWN_RUN, OTHER_RUN).index(one.source), one.record["content"])
+            meant = (*rank, subject.fingerprint or "")
+            best[subject.run_name] = min(meant, best.get(subject.run_name, meant))
+    replaced = {name: fingerprint for name, (_, _, fingerprint) in best.items()}
+    kept = []
+    for one in candidates:
+        subject = subject_of(one.record)
+        if replaced.get(subject.run_name, subject.fingerprint) == subject.fingerprint:
+            kept.append(one)
+    return kept
 
 
 def _without_outdated(candidates: Sequence[Candidate], hash_of: HashOf) -> list[Candidate]:

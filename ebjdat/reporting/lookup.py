@@ -97,9 +97,10 @@ class Numbers:
         self.records, self._metrics, self._hash_of = list(records), metrics, functools.cache(hash_of)
         self._by_identity = {record["identity"]: record for record in records}
         self._identities: dict[tuple[Subject, str], str] = {}
-        self._seeds: dict[tuple[str, str], set[int]] = {}
+        self._subjects: dict[tuple[str, str], set[Subject]] = {}
         for record in records:
-            self._seeds.setdefault((subject_of(record).name, record["stage"]), set()).add(record["seed"])
+            subject = subject_of(record)
+            self._subjects.setdefault((subject.name, record["stage"]), set()).add(subject)
 
     def at(self, params: Params) -> Numbers:
         """The same records asked with other parameters of the same profile."""
@@ -111,14 +112,22 @@ class Numbers:
             return NOT_APPLICABLE
         found = self._over_seeds(subject, stage)
         if not found:
-            return STALE if self._seeds.get((subject.name, stage)) else NOT_RUN
+            return STALE if self._subjects.get((subject.name, stage)) else NOT_RUN
         readings = [self._reading(record, metric) for record in found]
         present = tuple(reading for reading in readings if reading is not None)
         return Cell("value", present) if present else NOT_APPLICABLE
 
+    def externals(self) -> list[Subject]:
+        """Models in the ledger that were not trained here, one per name, sorted; the first seed of each."""
+        found: dict[str, Subject] = {}
+        for subject in sorted(set().union(*self._subjects.values()), key=lambda one: (one.name, one.seed)):
+            if subject.is_external:
+                found.setdefault(subject.name, subject)
+        return list(found.values())
+
     def _over_seeds(self, subject: Subject, stage: str) -> list[Record]:
-        seeds = sorted(self._seeds.get((subject.name, stage), ()))
-        found = (self.record(Subject(subject.profile, subject.method, subject.variant, seed), stage) for seed in seeds)
+        same = sorted(self._subjects.get((subject.name, stage), ()), key=lambda one: one.seed)
+        found = (self.record(one, stage) for one in same)
         return [record for record in found if record is not None]
 
     def _reading(self, record: Record, metric: str) -> Reading | None:

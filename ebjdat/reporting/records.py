@@ -228,7 +228,8 @@ def read_side(path: Path) -> dict[str, Any]:
 
 def subject_of(record: Record) -> Subject:
     """The model that a record is about."""
-    return Subject(record["profile"], record["method"], record["variant"], record["seed"])
+    fingerprint = record["params"].get("fingerprint")
+    return Subject(record["profile"], record["method"], record["variant"], record["seed"], fingerprint)
 
 
 def rates_of(record: Record) -> dict[str, Rate]:

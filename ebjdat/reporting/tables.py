@@ -45,7 +45,7 @@ def _others(numbers: Numbers, cells: Sequence[Metric]) -> list[tuple[str, Subjec
     current = Subject.current(numbers.params)
     return [
         (display_name(subject), subject)
-        for subject in all_subjects(numbers.params)
+        for subject in all_subjects(numbers)
         if subject != current and any(numbers.cell(subject, *cell).state == "value" for cell in cells)
     ]
 
@@ -204,7 +204,7 @@ def generation_names(numbers: Numbers) -> tuple[str, str]:
 
 def _comparison(numbers: Numbers, methods: Sequence[str]) -> list[Subject]:
     """The models of the text's comparisons; the control only where it was run."""
-    subjects = [s for s in all_subjects(numbers.params) if s.variant is not None]
+    subjects = [s for s in all_subjects(numbers) if s.variant is not None]
     distance = f"generation/{generation_names(numbers)[0]}"
     return [
         subject
@@ -265,6 +265,8 @@ def section3(numbers: Numbers, protocol: Protocol) -> Table:
         Column(distance, "generation"),
     ]
     subjects = _comparison(numbers, ("ebjdat", "base")) + [Subject.baseline(numbers.params, n) for n in BASELINES]
+    first = (subjects[-len(BASELINES)], *numbers.externals()[:1])
+    subjects += numbers.externals()
     known = published.in_table("Section 3") if _has_published(numbers) else ()
     if known:
         columns += [Column(name, "published") for name in ("Robustness", "Accuracy", "FID")]
@@ -276,7 +278,7 @@ def section3(numbers: Numbers, protocol: Protocol) -> Table:
         entries.append(EMPTY if subject.is_baseline else show_value(generated))
         if known:
             entries += [_published_entry(known, name, column) for column in ("Robustness", "Accuracy", "FID")]
-        rows.append(Row(name, tuple(entries), rule=subject.method == BASELINES[0]))
+        rows.append(Row(name, tuple(entries), rule=subject in first))
     asked = [(subject, cell) for subject in subjects for cell in (*robust, ("clean", f"{p}/clean"))]
     extra = f"Generation: {distance}, lower is better; baselines do not generate."
     title = f"Section 3: robustness, accuracy and generation, protocol {p}"
