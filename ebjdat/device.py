@@ -17,3 +17,8 @@ def choose_device(wanted: str) -> torch.device:
     if wanted == "cuda" and not available:
         raise UserError("device: cuda was asked for, but PyTorch sees no CUDA device; write device: cpu or auto")
     return torch.device("cuda" if available and wanted != "cpu" else "cpu")
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error of PyTorch means that an allocation failed, on a device or on the host."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

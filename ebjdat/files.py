@@ -54,6 +54,16 @@ def atomic(path: str | Path) -> Iterator[IO[bytes]]:
             temporary.unlink(missing_ok=True)
 
 
+def flush_folder(path: str | Path) -> None:
+    """Make renames inside a folder last through a power failure, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def _unwritable(path: Path, error: OSError) -> UserError:
     reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
     return UserError(f"{path} could not be written: {reason}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -60,7 +61,7 @@ def trainer(data: Prepared, subject: tuple[str, str | None], folder: Path | None
     key = options.pop("key", {"width": 1})
     shared: Shared = params.current.training.shared
     network: Network = params.current.network
-    checkpoints = None if folder is None else Checkpoints(folder, key)
+    checkpoints = None if folder is None else Checkpoints(folder, key, share=math.inf)
     chosen = recipe(params, Subject("digits", *subject, 0))
     return Trainer(
         chosen, shared, network, data, seed=0, device=torch.device("cpu"), checkpoints=checkpoints, **options
@@ -128,7 +129,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
     elif damage == "no manifest":
         (newest / "manifest.json").unlink()
     else:
-        (newest / "manifest.json").write_text('{"schema": 1, "key": {"width": 1}, "files": {"best-x.pt": "0"}}')
+        (newest / "manifest.json").write_text('{"schema": 2, "key": {"width": 1}, "files": {"best-x.pt": "0"}}')
     run = trainer(data, ("ebjdat", "jempp"), tmp_path)
     assert fingerprint(run.run()) == expected
     assert f"warning: {newest} is not used" in capsys.readouterr().err
@@ -149,7 +150,7 @@ def test_a_checkpoint_of_other_parameters_is_refused_with_the_differing_keys(dat
 
 def test_leftovers_of_a_save_that_was_killed_are_cleaned(data: Prepared, tmp_path: Path) -> None:
     _interrupted_run(data, tmp_path)
-    leftover = tmp_path / ".step-000009-00000000-0000.1"
+    leftover = tmp_path / ".step-0000-000009-00000000.1"
     leftover.mkdir()
     (leftover / "state.pt").write_bytes(b"half")
     trainer(data, ("ebjdat", "jempp"), tmp_path).run()

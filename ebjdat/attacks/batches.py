@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ebjdat.device import out_of_memory
 from ebjdat.errors import UserError
 
 Function = Callable[..., tuple[Tensor, ...]]
@@ -44,7 +45,7 @@ class Batches:
                 ]
                 return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
             except RuntimeError as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
             self._halve()
 
@@ -55,10 +56,6 @@ class Batches:
         print(f"out of memory: going on with batches of {self.size} images", file=sys.stderr)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def logits_of(model: nn.Module, x: Tensor, batches: Batches | None = None) -> Tensor:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ebjdat.config import Network, Shared
 from ebjdat.data.prepared import Prepared as Data
-from ebjdat.errors import Interrupted
+from ebjdat.device import out_of_memory
+from ebjdat.errors import Interrupted, UserError
 from ebjdat.model.energy import EnergyModel
 from ebjdat.model.store import Architecture, new_model
 from ebjdat.model.wideresnet import statistics
@@ -63,6 +64,7 @@ class Trainer:
         seed: of every stream.
         checkpoints: where the resumable state lives; None keeps none.
         report: called with each epoch's row.
+        note: called with each rollback's event.
     """
 
     def __init__(
@@ -76,10 +78,12 @@ class Trainer:
         device: torch.device,
         checkpoints: Checkpoints | None = None,
         report: Report = lambda row: None,
+        note: Report = lambda event: None,
         supervisor: Supervisor | None = None,
     ) -> None:
         self.recipe, self.shared, self.seed, self.device = recipe, shared, seed, device
-        self.checkpoints, self.report, self.supervisor = checkpoints, report, supervisor or Supervisor()
+        self.checkpoints, self.report, self.note = checkpoints, report, note
+        self.supervisor = supervisor or Supervisor()
         self.x, self.y = _on(data.x_train, device), data.y_train.to(device)
         self.x_val, self.y_val = _on(data.x_val, device), data.y_val.to(device)
         self.steps_per_epoch = max(1, len(self.x) // recipe.schedule.batch_size)
@@ -111,18 +115,23 @@ class Trainer:
 
         Raises:
             DivergenceError: retries are used up.
+            UserError: out of memory, after a checkpoint was written.
             Interrupted: SIGTERM or Ctrl-C, after a checkpoint was written.
         """
-        if self.checkpoints is not None and self.checkpoints.load(self.state):
-            self.good = self.state.snapshot()
+        if self.checkpoints is not None:
+            self.good = self.checkpoints.load(self.state) or self.good
         epochs = self.recipe.schedule.epochs
         with self._signals(), Progress(epochs * self.steps_per_epoch, self.recipe.name) as progress:
             progress.done = self.state.epoch * self.steps_per_epoch + self.state.step
             while self.state.epoch < epochs:
                 try:
                     self._epoch(progress)
+                except RuntimeError as error:
+                    if not out_of_memory(error):
+                        raise
+                    raise self._too_large() from error
                 except Diverged as cause:
-                    self.supervisor.roll_back(self.state, self.good, str(cause))
+                    self.note(self.supervisor.roll_back(self.state, self.good, str(cause)))
                     progress.done = self.state.epoch * self.steps_per_epoch + self.state.step
         return self._outcome()
 
@@ -136,11 +145,12 @@ class Trainer:
             if self._signal is not None:
                 self._save()
                 raise Interrupted(128 + self._signal)
+            self._save_if_due(epoch_ends=False)
         row = self._finish_epoch()
         state.history.append(row)
         state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
         self.good = state.snapshot()
-        self._save()
+        self._save_if_due(epoch_ends=True)
         self.report(row)
 
     def _order(self, what: str) -> Tensor:
@@ -196,13 +206,13 @@ class Trainer:
 
     def _check(self, terms: dict[str, Tensor], norm: Tensor, chain: Tensor | None) -> None:
         """One transfer to the host per iteration: all scalars that must be finite."""
-        names = ["loss", "gradient norm"]
-        values = [terms["loss"], norm]
-        if chain is not None:
-            names += ["chain mean", "energy_gap_px"]
-            values += [chain.mean(), terms["energy_data"] - terms["energy_generated"]]
-        stacked = torch.stack([value.detach().float() for value in values]).tolist()
-        self.supervisor.check(self.state, dict(zip(names, stacked, strict=True)))
+        values = {**terms, "gradient norm": norm}
+        if chain is not None and self.state.buffer is not None:
+            # A mean is finite where every value is.
+            values |= {"chain mean": chain.mean(), "buffer mean": self.state.buffer.mean()}
+            values["energy_gap_px"] = terms["energy_data"] - terms["energy_generated"]
+        stacked = torch.stack([value.detach().float() for value in values.values()]).tolist()
+        self.supervisor.check(self.state, dict(zip(values, stacked, strict=True)))
 
     def _shown(self) -> dict[str, float]:
         row = self.state.history[-1] if self.state.history else {}
@@ -256,7 +266,22 @@ class Trainer:
 
     def _save(self) -> None:
         if self.checkpoints is not None:
-            self.checkpoints.save(self.state)
+            self.checkpoints.save(self.state, self.good)
+
+    def _save_if_due(self, *, epoch_ends: bool) -> None:
+        if self.checkpoints is not None and self.checkpoints.due(epoch_ends=epoch_ends):
+            self._save()
+
+    def _too_large(self) -> UserError:
+        """What to do when memory runs out; the start of the epoch is saved, for the iteration is half done."""
+        if self.checkpoints is not None:
+            self.state.restore(self.good)
+            self._save()
+        return UserError(
+            f"{self.recipe.name}: out of memory at epoch {self.state.epoch} on {self.device.type}; a checkpoint of the "
+            "epoch's start is written. Free the device and run again, or lower batch_size, px_batch_size or "
+            "buffer_size in params.yaml (which starts another run)"
+        )
 
     def _signals(self) -> _Signals:
         def note(number: int, frame: object) -> None:

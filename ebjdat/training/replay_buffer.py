@@ -29,3 +29,7 @@ class ReplayBuffer:
     def put(self, places: Tensor, images: Tensor) -> None:
         """Store the chains' new states at their places."""
         self.images[places] = images.detach()
+
+    def mean(self) -> Tensor:
+        """Mean of all states of this process, a scalar: finite where every value is."""
+        return self.images.mean()

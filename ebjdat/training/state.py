@@ -1,10 +1,12 @@
 """The whole state of a training run, on disk so that a killed run continues to the byte.
 
-A checkpoint is a folder ``step-<n>`` with ``state.pt`` and, written last, ``manifest.json`` with the
-sha256 of every file. It is built beside its final name and renamed, so it is there whole or not at
-all. Two are kept. The best model so far lives in its own file ``best-<epoch>.pt``, which manifests
-name with its hash, because it changes rarely. ``key`` is what defines the run: a checkpoint of
-other parameters is refused, never adapted.
+A checkpoint is a folder ``step-<retries>-<epoch>-<step>`` with ``state.pt`` and, written last,
+``manifest.json`` with the sha256 of every file. It is built beside its final name and renamed, so it is
+there whole or not at all. One inside an epoch names the state at that epoch's start, to which a
+divergence returns, so that a rollback is the same whether or not the run was stopped. Kept are the
+newest and the two newest epoch starts. The best model so far lives in its own file ``best-<sha256>.pt``,
+which manifests name, because it changes rarely. ``key`` is what defines the run: a checkpoint of other
+parameters is refused, never adapted.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import os
 import re
 import shutil
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,11 @@ from ebjdat.training.replay_buffer import ReplayBuffer
 from ebjdat.training.streams import Streams
 
 KEPT = 2
+"""Epoch starts that stay on disk."""
+MINUTES = 10.0
+"""A longer epoch is saved inside, too."""
+SHARE = 0.02
+"""Most of a run's time that saving may take; after the first save, whose cost is not known before."""
 
 
 @dataclass
@@ -44,8 +53,8 @@ class State:
     retries: int = 0
     rate_cut: float = 1.0
     """Factor on the learning rate after rollbacks."""
-    gap: float = 0.0
-    """Running mean of the energy gap, see ``ebjdat.training.supervisor``."""
+    drift: dict[str, float] = field(default_factory=dict)
+    """Running means of the energy gap, see ``ebjdat.training.supervisor``."""
     sums: dict[str, Tensor] = field(default_factory=dict)
     """Terms summed over this epoch's iterations, on the device."""
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -64,7 +73,7 @@ class State:
             "step": self.step,
             "retries": self.retries,
             "rate_cut": self.rate_cut,
-            "gap": self.gap,
+            "drift": dict(self.drift),
             "sums": _copy(self.sums),
             "history": [dict(row) for row in self.history],
             "events": [dict(event) for event in self.events],
@@ -79,7 +88,7 @@ class State:
             self.buffer.images = saved["buffer"].to(device, copy=True)
         self.streams.load(saved["streams"])
         self.epoch, self.step = saved["epoch"], saved["step"]
-        self.retries, self.rate_cut, self.gap = saved["retries"], saved["rate_cut"], saved["gap"]
+        self.retries, self.rate_cut, self.drift = saved["retries"], saved["rate_cut"], dict(saved["drift"])
         self.sums = {name: value.to(device, copy=True) for name, value in saved["sums"].items()}
         self.history = [dict(row) for row in saved["history"]]
         self.events = [dict(event) for event in saved["events"]]
@@ -105,103 +114,166 @@ def _copy(value: Any) -> Any:
 
 
 class Checkpoints:
-    """Checkpoints of one run in ``folder``; ``key`` is the flat mapping that defines the run."""
+    """Checkpoints of one run in ``folder``; ``key`` is the flat mapping that defines the run.
 
-    def __init__(self, folder: Path, key: dict[str, Any]) -> None:
-        self.folder, self.key = folder, key
+    Args:
+        minutes: after that long a checkpoint is due inside an epoch, too.
+        share: most of the time that saving may take. What is saved when decides only how much is
+            lost to a kill, never the outcome.
+        clock: seconds; replaced in tests.
+    """
 
-    def save(self, state: State) -> None:
-        """Write a checkpoint and drop all but the newest two.
+    def __init__(
+        self,
+        folder: Path,
+        key: dict[str, Any],
+        *,
+        minutes: float = MINUTES,
+        share: float = SHARE,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.folder, self.key, self.minutes, self.share = folder, key, minutes, share
+        self.spent, self.saves = 0.0, 0
+        """Seconds that saving took, and how often it was done."""
+        self._clock, self._done, self._cost = clock, clock(), 0.0
+        self._hashes: dict[str, str] = {}  # of checkpoints that this process wrote or verified
+        self._best: tuple[Any, str] = (None, "")
+        self._damaged: list[Path] = []
+
+    def due(self, *, epoch_ends: bool) -> bool:
+        """Whether it is time for a checkpoint."""
+        least = 0.0 if epoch_ends else 60 * self.minutes
+        return self._clock() - self._done >= max(least, self._cost / self.share)
+
+    def save(self, state: State, good: dict[str, Any]) -> None:
+        """Write a checkpoint, then drop what is not kept.
+
+        Args:
+            state: inside an epoch, or at the start of one and equal to ``good``.
+            good: snapshot at the start of the epoch; written first where it is not on disk yet.
 
         Raises:
             UserError: the disk is full or not writable; earlier checkpoints stay.
         """
-        name = f"step-{state.epoch:06d}-{state.step:08d}-{state.retries:04d}"
-        scratch = self.folder / f".{name}.{os.getpid()}"
+        started = self._clock()
+        try:
+            best = self._save_best(state.best)
+            name = _name(good)
+            if name not in self._hashes or not state.step:
+                self._write(good, best, {})
+            if state.step:
+                self._write(state.snapshot(), best, {"good": name, "good_sha256": self._hashes[name]})
+        except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
+            raise UserError(f"{self.folder}: the checkpoint could not be written ({reason})") from error
+        self._drop_old()
+        self._done = self._clock()
+        self._cost = self._done - started
+        self.spent, self.saves = self.spent + self._cost, self.saves + 1
+
+    def _write(self, saved: dict[str, Any], best: dict[str, str], more: dict[str, str]) -> None:
+        final = self.folder / _name(saved)
+        scratch = self.folder / f".{final.name}.{os.getpid()}"
         shutil.rmtree(scratch, ignore_errors=True)
         try:
             with files.atomic(scratch / "state.pt") as handle:
-                torch.save(state.snapshot(), handle)
-            hashes = {"state.pt": provenance.file_hash(scratch / "state.pt"), **self._save_best(state)}
-            files.write_json(scratch / "manifest.json", {"schema": 1, "key": self.key, "files": hashes})
-            final = self.folder / name
+                torch.save(saved, handle)
+            digest = provenance.file_hash(scratch / "state.pt")
+            manifest = {"schema": 2, "key": self.key, "files": {"state.pt": digest, **best}, **more}
+            files.write_json(scratch / "manifest.json", manifest)
             shutil.rmtree(final, ignore_errors=True)
             scratch.replace(final)
-        except OSError as error:
-            raise UserError(f"{self.folder}: the checkpoint could not be written ({error.strerror})") from error
+            files.flush_folder(self.folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        self._drop_old()
+        self._hashes[final.name] = digest
 
-    def _save_best(self, state: State) -> dict[str, str]:
-        if state.best is None:
+    def _save_best(self, best: dict[str, Any] | None) -> dict[str, str]:
+        """Name and hash of the best model's file, which is named by its content."""
+        if best is None:
             return {}
-        path = self.folder / f"best-{state.best['epoch']:06d}-{state.retries:04d}.pt"
-        if not path.exists():
-            with files.atomic(path) as handle:
-                torch.save(state.best, handle)
-        return {path.name: provenance.file_hash(path)}
+        known, digest = self._best
+        if known is not best:
+            scratch = self.folder / ".best.pt"
+            with files.atomic(scratch) as handle:
+                torch.save(best, handle)
+            digest = provenance.file_hash(scratch)
+            scratch.replace(self.folder / f"best-{digest}.pt")
+            self._best = (best, digest)
+        return {f"best-{digest}.pt": digest}
 
     def _names(self) -> list[Path]:
+        """Checkpoints, oldest first."""
         if not self.folder.is_dir():
             return []
         return sorted(path for path in self.folder.iterdir() if re.fullmatch(r"step-[\d-]+", path.name))
 
     def _drop_old(self) -> None:
-        named: set[str] = set()
-        for path in self._names()[-KEPT:]:
+        names = [path for path in self._names() if path not in self._damaged or path.name in self._hashes]
+        starts = [path for path in names if path.name.endswith(_AT_START)]
+        kept = {*names[-1:], *starts[-KEPT:]}
+        needed: set[str] = set()
+        for path in kept:
             try:
-                named |= set(files.read_json(path / "manifest.json")["files"])
+                needed |= set(files.read_json(path / "manifest.json")["files"])
             except UserError:  # damaged; load() tells about it when it comes to that
                 continue
-        for path in self._names()[:-KEPT]:
-            shutil.rmtree(path, ignore_errors=True)
+        for path in self._names():
+            if path not in kept:
+                shutil.rmtree(path, ignore_errors=True)
         for path in self.folder.glob("best-*.pt"):
-            if path.name not in named:
+            if path.name not in needed:
                 path.unlink(missing_ok=True)
+        self._damaged = []
 
-    def load(self, state: State) -> bool:
-        """Put ``state`` where the newest whole checkpoint stands; False where there is none yet.
+    def load(self, state: State) -> dict[str, Any] | None:
+        """Put ``state`` where the newest whole checkpoint stands; None where there is none yet.
+
+        Returns:
+            The snapshot to which a divergence returns.
 
         Raises:
             UserError: checkpoints are there but none is whole, or they are of another run.
         """
-        for leftover in self.folder.glob(".step-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in (*self.folder.glob(".step-*"), *self.folder.glob(".best*")):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         names = self._names()
         for path in reversed(names):
             try:
-                saved, best = self._read(path)
+                saved, good, best = self._read(path)
             except _Damaged as reason:
                 print(f"warning: {path} is not used: {reason}; trying the one before", file=sys.stderr)
+                self._damaged.append(path)
                 continue
             state.restore(saved)
             state.best = best
-            return True
+            return good
         if names:
             raise UserError(f"{self.folder}: no whole checkpoint is left; delete the folder to start this run afresh")
-        return False
+        return None
 
-    def _read(self, path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    def _read(self, path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]:
+        """State, snapshot at the epoch's start, and best model."""
         try:
             manifest = files.read_json(path / "manifest.json")
-            hashes, key = manifest["files"], manifest["key"]
-        except (UserError, KeyError, TypeError) as error:
+            hashes, key, good = dict(manifest["files"]), dict(manifest["key"]), manifest.get("good")
+        except (UserError, KeyError, TypeError, ValueError) as error:
             raise _Damaged(f"its manifest.json is missing or damaged ({error})") from None
         differing = [name for name in sorted({*key, *self.key}) if key.get(name) != self.key.get(name)]
         if differing:
             told = ", ".join(f"{n} ({key.get(n)!r}, now {self.key.get(n)!r})" for n in differing)
             raise UserError(f"{path} belongs to another run; these differ: {told}")
-        payloads = {}
-        for name, expected in hashes.items():
-            file = path / name if name == "state.pt" else self.folder / name
-            if not file.is_file():
-                raise _Damaged(f"{name} is missing")
-            if provenance.file_hash(file) != expected:
-                raise _Damaged(f"{name} does not have the hash of its manifest")
-            payloads[name] = read_payload(file)
-        best = next((payload for name, payload in payloads.items() if name != "state.pt"), None)
-        return payloads["state.pt"], best
+        best = None
+        for name in sorted(set(hashes) - {"state.pt"}):
+            best = _verified(self.folder / name, hashes[name])
+            self._best = (best, hashes[name])
+        saved = _verified(path / "state.pt", hashes.get("state.pt", ""))
+        self._hashes[path.name] = hashes["state.pt"]
+        if good is None:
+            return saved, saved, best
+        start = _verified(self.folder / good / "state.pt", manifest.get("good_sha256", ""))
+        self._hashes[good] = manifest["good_sha256"]
+        return saved, start, best
 
     def clear(self) -> None:
         """Remove everything: the run is complete and its outputs are written."""
@@ -210,3 +282,28 @@ class Checkpoints:
 
 class _Damaged(Exception):
     """This checkpoint cannot be used; an earlier one may."""
+
+
+_AT_START = "-00000000"
+
+
+def _name(saved: dict[str, Any]) -> str:
+    """Names sort by age: a rollback goes back in epochs and forward in retries."""
+    return f"step-{saved['retries']:04d}-{saved['epoch']:06d}-{saved['step']:08d}"
+
+
+def _verified(path: Path, expected: str) -> dict[str, Any]:
+    """Content of a file of the expected sha256.
+
+    Raises:
+        _Damaged: it is missing, changed, or no file of tensors and plain values.
+    """
+    name = path.name if path.name != "state.pt" else f"{path.parent.name}/{path.name}"
+    if not path.is_file():
+        raise _Damaged(f"{name} is missing")
+    if provenance.file_hash(path) != expected:
+        raise _Damaged(f"{name} does not have the hash of its manifest")
+    try:
+        return read_payload(path)
+    except UserError as error:
+        raise _Damaged(str(error)) from None
