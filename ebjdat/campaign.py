@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -56,6 +57,15 @@ class Row:
         """The stage modules with their arguments, in order."""
         train = [self.subject.training_module, *self.arguments]
         return [train, *[[f"stages.{stage}", *self.arguments] for stage in self.stages]]
+
+    @property
+    def surrogates(self) -> list[tuple[Subject, list[str]]]:
+        """Other models that the row's stages need, with the command that trains each."""
+        if "transfer" not in self.stages:
+            return []
+        others = [one for one in self.subject.surrogates(self.params) if one != self.subject or not one.is_baseline]
+        baseline, variant = ["stages.baseline", "--model"], ["stages.surrogate", "--variant"]
+        return [(one, [*baseline, one.name] if one.variant is None else [*variant, one.variant]) for one in others]
 
 
 def read_study(path: Path, params_file: Path = Path("params.yaml")) -> list[Row]:
@@ -134,16 +144,32 @@ def _link(path: Path, target: Path) -> None:
 def pending(row: Row, folder: Path) -> list[list[str]]:
     """The commands whose result is not there yet with today's identity."""
     data = data_digest(row.subject.profile)
-    left = []
+    left = [
+        command
+        for surrogate, command in row.surrogates
+        if not _done(folder / surrogate.surrogate_dir / "summary.json", surrogate.identity(row.params, "train", data))
+    ]
     for command in row.commands:
         stage = command[0].removeprefix("stages.")
         training = command[0] == row.subject.training_module
         name = "train" if training else stage
         path = row.subject.model_dir / "summary.json" if training else row.subject.results_dir / f"{stage}.json"
-        done = folder / path
-        if not (done.is_file() and files.read_json(done)["identity"] == row.subject.identity(row.params, name, data)):
+        if not _done(folder / path, row.subject.identity(row.params, name, data)):
             left.append(command)
     return left
+
+
+def _trained_by(row: Row, command: list[str]) -> str | None:
+    """Name of the model that a command trains; rows of one group share it."""
+    if command[0] == "stages.surrogate":
+        return f"ebjdat-{command[-1]}"
+    return (
+        command[-1] if command[0] == "stages.baseline" else row.subject.name if command[0] == "stages.train" else None
+    )
+
+
+def _done(path: Path, identity: str) -> bool:
+    return path.is_file() and files.read_json(path)["identity"] == identity
 
 
 class Campaign:
@@ -158,6 +184,7 @@ class Campaign:
 
     def __init__(self, root: Path, *, minutes: float | None = None, jobs: int = 1) -> None:
         self.root, self.jobs = root, jobs
+        self._training: dict[tuple[str, str], threading.Lock] = {}
         self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
 
     def run(self, rows: list[Row]) -> dict[str, str]:
@@ -171,7 +198,7 @@ class Campaign:
         folder = self.root / row.name
         for command in pending(row, folder):
             started = time.monotonic()
-            code = self._command(command, folder)
+            code = self._once(row, command, folder)
             told = f"{row.name}: {' '.join(command)} {duration(time.monotonic() - started)}"
             if code is None or code in (-signal.SIGTERM, 128 + signal.SIGTERM):
                 print(f"{told}, stopped: time is up", flush=True)
@@ -180,6 +207,14 @@ class Campaign:
             if code:
                 return f"failed: {' '.join(command)} (exit code {code}, see {folder / 'log.txt'})"
         return "done"
+
+    def _once(self, row: Row, command: list[str], folder: Path) -> int | None:
+        """Run a command, unless it trains a model that another row has trained meanwhile."""
+        name = _trained_by(row, command)
+        if name is None:
+            return self._command(command, folder)
+        with self._training.setdefault((row.group, name), threading.Lock()):
+            return self._command(command, folder) if command in pending(row, folder) else 0
 
     def _left(self) -> float | None:
         return None if self.deadline is None else self.deadline - time.monotonic()

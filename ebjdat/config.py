@@ -28,12 +28,14 @@ from ebjdat.errors import UserError
 
 Method = Literal["ebjdat", "base", "control"]
 VariantName = Literal["jem", "jempp", "sadajem"]
+SurrogateVariant = Literal["jempp", "sadajem"]
 Reading = Literal["energy", "cross_entropy", "released", "none"]
 Gap = Literal["mean_hinge", "mean", "sample_hinge", "sample_absolute", "mean_absolute"]
 
 METHODS: tuple[str, ...] = typing.get_args(Method)
 VARIANTS: tuple[str, ...] = typing.get_args(VariantName)
 BASELINES = ("pgd_at", "trades", "undefended")
+SURROGATE_VARIANTS: tuple[str, ...] = typing.get_args(SurrogateVariant)
 
 
 def number(
@@ -203,6 +205,17 @@ class AutoAttackImages:
 
     images: int = number(1)
     slice: int = number(1)
+    last_images: int = number(0)
+    """The first of them, on which the cascade attacks the last checkpoint too; 0: none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferImages:
+    """Images of Table 2, and whose adversarial examples are tried besides those of the baselines."""
+
+    images: int = number(1)
+    surrogates: tuple[SurrogateVariant, ...]
+    """EB-JDAT variants; each is trained once more where it is not the current model. May be empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,7 +237,7 @@ class Evaluation:
     batch_size: int = number(1)
     clean: Images
     autoattack: AutoAttackImages
-    transfer: Images
+    transfer: TransferImages
     sweep: Images
     eot: Images
     generation: Generation
@@ -311,6 +324,14 @@ def _check_profile(key: str, profile: Profile) -> None:
                 f"{key}.evaluation.{name}.images: {images} images asked for, "
                 f"but {key}.data.test has {profile.data.test}"
             )
+    if evaluation.autoattack.last_images > evaluation.autoattack.images:
+        raise UserError(
+            f"{key}.evaluation.autoattack.last_images: {evaluation.autoattack.last_images} images asked for, "
+            f"but {key}.evaluation.autoattack.images is {evaluation.autoattack.images}"
+        )
+    surrogates = evaluation.transfer.surrogates
+    if len(set(surrogates)) < len(surrogates):
+        raise UserError(f"{key}.evaluation.transfer.surrogates: a variant is named twice: {', '.join(surrogates)}")
 
 
 _FRACTION = re.compile(r"\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*/\s*([\d.]+(?:[eE][-+]?\d+)?)\s*")

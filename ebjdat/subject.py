@@ -21,7 +21,7 @@ EVALUATIONS = ("clean", "autoattack", "transfer", "sweep", "eot", "generate", "m
 """Stages that write a record, in the order of the pipeline."""
 
 SURROGATES = ("pgd_at", "undefended")
-"""Baselines whose adversarial examples the transfer stage uses."""
+"""Baselines whose adversarial examples the transfer stage uses, besides those of EB-JDAT variants."""
 
 MASKING_INPUTS = ("clean", "autoattack", "transfer", "sweep", "eot")
 """Records that the masking report decides from."""
@@ -109,6 +109,11 @@ class Subject:
         return Path("models") / self.profile / self.name
 
     @property
+    def surrogate_dir(self) -> Path:
+        """Folder of the model as a transfer surrogate, which is there whatever model is the current one."""
+        return self.model_dir if self.is_baseline else self.model_dir.parent / "surrogates" / self.name
+
+    @property
     def results_dir(self) -> Path:
         """Folder of its records."""
         return Path("results") / self.profile / self.name
@@ -177,6 +182,9 @@ class Subject:
             plain |= {"variant": self.variant, "recipe": _used(recipe)}
         if stage != "train":
             plain["evaluation"] = _evaluation_part(params, self.profile, stage)
+        if recipe is not None and stage in ("clean", "masking"):
+            # The energies of fresh chains are measured there.
+            plain["evaluation"]["chain_steps"] = profile.evaluation.generation.chain_steps
         return provenance.plain(plain)
 
     def training_identity(self, params: Params, data_digest: str, hash_of: HashOf) -> str:
@@ -219,11 +227,17 @@ class Subject:
             }
         )
 
+    def surrogates(self, params: Params) -> list[Subject]:
+        """Models of the same seed whose adversarial examples its transfer stage uses; it may be one of them."""
+        variants = params.profiles[self.profile].evaluation.transfer.surrogates
+        baselines = [Subject(self.profile, name, None, self.seed) for name in SURROGATES]
+        return baselines + [Subject(self.profile, "ebjdat", variant, self.seed) for variant in variants]
+
     def modules(self, stage: str) -> tuple[str, ...]:
         """The modules whose code is part of the identity of ``stage``, sorted."""
         found = {f"stages.{stage}"} if self.is_external else {self.training_module, f"stages.{stage}"}
         if stage == "transfer":
-            found.add("stages.baseline")
+            found |= {"stages.baseline", "stages.train"}
         if stage == "masking":
             found.update(name for part in MASKING_INPUTS for name in self.modules(part))
         return tuple(sorted(found))
@@ -232,8 +246,8 @@ class Subject:
         """Identities of other models and records that the stage reads."""
         if stage == "transfer":
             return {
-                name: Subject(self.profile, name, None, self.seed).training_identity(params, data_digest, hash_of)
-                for name in SURROGATES
+                surrogate.name: surrogate.training_identity(params, data_digest, hash_of)
+                for surrogate in self.surrogates(params)
             }
         if stage == "masking":
             return {name: self.identity(params, name, data_digest, hash_of) for name in MASKING_INPUTS}

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ebjdat.config import Params
 from ebjdat.reporting.tracking import Curves
 from ebjdat.subject import Subject, data_digest
-from ebjdat.training.run import train_subject
+from ebjdat.training.run import copy_trained, train_subject
 
 
-def train_with_curves(params: Params, subject: Subject) -> None:
-    """Train ``subject``, logging every epoch; the tracking store can never end the run."""
+def train_with_curves(params: Params, subject: Subject, folder: Path | None = None) -> None:
+    """Train ``subject``, logging every epoch; the tracking store can never end the run.
+
+    The current model may also be a transfer surrogate: whichever of the two stages comes second
+    copies what the first has trained.
+
+    Args:
+        folder: where the model goes; ``subject.model_dir`` if None.
+    """
+    folder = folder or subject.model_dir
     identity = subject.identity(params, "train", data_digest(subject.profile))
+    for other in {subject.model_dir, subject.surrogate_dir} - {folder}:
+        if copy_trained(other, folder, identity):
+            print(f"{subject.run_name}: copied from {other}, which has the same identity {identity}")
+            return
     with Curves(subject, identity, subject.resolved(params, "train")) as curves:
-        summary = train_subject(params, subject, lambda row: curves.log(row["epoch"], row))
+        summary = train_subject(params, subject, lambda row: curves.log(row["epoch"], row), folder)
     chosen = summary["selected"]
     print(
         f"{subject.run_name}: best epoch {summary['best_epoch']} of {summary['epochs']}, validation clean "

@@ -5,7 +5,6 @@ from __future__ import annotations
 from ebjdat import command
 from ebjdat.evaluation.transfer import evaluate
 from ebjdat.model.store import load_model
-from ebjdat.subject import SURROGATES, Subject
 from stages.evaluating import begin
 
 
@@ -13,7 +12,8 @@ def main() -> None:
     """Write the record ``transfer`` of the model that ``--model`` names, or of the current one."""
     task = begin("transfer", __doc__)
     surrogates = {
-        name: load_model(Subject.baseline(task.params, name).model_dir / "best.pt", task.device) for name in SURROGATES
+        surrogate.name: load_model(surrogate.surrogate_dir / "best.pt", task.device)
+        for surrogate in task.subject.surrogates(task.params)
     }
     task.finish(evaluate(task.subject.name, task.model(), surrogates, task.x, task.y, **task.common))
 

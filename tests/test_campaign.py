@@ -51,6 +51,17 @@ def test_rows_are_parameters_over_params_yaml(study: Path) -> None:
     assert baseline.group == base.group != weighted.group
 
 
+def test_a_row_that_needs_surrogates_trains_them_first_and_its_own_model_once(study: Path, tmp_path: Path) -> None:
+    study.write_text("stages: [transfer]\nrows: [{method: ebjdat, variant: jempp}, {model: pgd_at}]")
+    ours, baseline = read_study(study)
+    shared = [["stages.baseline", "--model", "undefended"]]
+    shared += [["stages.surrogate", "--variant", variant] for variant in ("jempp", "sadajem")]
+    first = [["stages.baseline", "--model", "pgd_at"], *shared]
+    assert pending(ours, prepare_workspace(ours, tmp_path / "runs")) == [*first, ["stages.train"], ["stages.transfer"]]
+    own = [["stages.baseline", "--model", "pgd_at"], ["stages.transfer", "--model", "pgd_at"]]
+    assert pending(baseline, prepare_workspace(baseline, tmp_path / "runs")) == [*shared, *own]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -530,7 +530,7 @@ def workspace(short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     source = Source("digits", levels, classes, test_images=None, test_labels=None, levels=16)
     save_prepared(tmp_path / "data" / "digits", source, load_params().current.data)
     architecture = Architecture(depth=10, width=1, channels=1, classes=10, norm="batch")
-    for name in ("ebjdat-jempp", "pgd_at", "undefended"):
+    for name in ("ebjdat-jempp", "pgd_at", "undefended", "surrogates/ebjdat-jempp", "surrogates/ebjdat-sadajem"):
         for checkpoint in ("best", "last"):
             save_model(
                 tmp_path / "models" / "digits" / name / f"{checkpoint}.pt", new_model(architecture, 0), architecture

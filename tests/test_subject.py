@@ -84,7 +84,8 @@ def test_the_base_method_has_its_own_chain_and_no_adversarial_terms() -> None:
     ("path", "new", "expected"),
     [
         ("variants.jempp.steps", 7, ALL),
-        ("variants.sadajem.steps", 7, set()),
+        ("variants.jem.steps", 7, set()),
+        ("variants.sadajem.steps", 7, {"transfer", "masking"}),  # a surrogate
         ("variants.jempp.base_steps", 7, set()),
         ("variants.jempp.gap", "mean", set()),
         ("profiles.digits.network.width", 2, ALL),
@@ -96,7 +97,9 @@ def test_the_base_method_has_its_own_chain_and_no_adversarial_terms() -> None:
         ("profiles.digits.training.trades.epochs", 3, set()),
         ("profiles.digits.evaluation.radius", 0.1, ALL - {"train", "generate"}),
         ("profiles.digits.evaluation.sweep.images", 10, {"sweep", "masking"}),
+        ("profiles.digits.evaluation.transfer.surrogates", ("jempp",), {"transfer", "masking"}),
         ("profiles.digits.evaluation.generation.samples", 10, {"generate"}),
+        ("profiles.digits.evaluation.generation.chain_steps", 10, {"clean", "generate", "masking"}),
         ("profiles.digits.evaluation.batch_size", 10, ALL - {"train", "generate"}),
         ("device", "cpu", set()),
     ],
@@ -112,10 +115,13 @@ def test_the_plain_variant_does_not_depend_on_the_adversarial_recipe() -> None:
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_a_baseline_depends_on_no_variant(name: str) -> None:
+def test_a_baseline_depends_on_no_variant_but_the_surrogates(name: str) -> None:
     subject = Subject.baseline(params_of_repository(), name)
-    for path in ("variants.jempp.steps", "profiles.digits.training.ebjdat.jempp.epochs"):
-        assert stale(path, 7, subject) == set()
+    for variant in ("jem", "jempp"):
+        surrogate = {"transfer", "masking"} if variant == "jempp" else set()
+        assert stale(f"variants.{variant}.steps", 7, subject) == surrogate
+        assert stale(f"profiles.digits.training.ebjdat.{variant}.epochs", 7, subject) == surrogate
+    assert stale("profiles.digits.evaluation.generation.chain_steps", 7, subject) == {"generate"}
     assert stale(f"profiles.digits.training.{name}.epochs", 7, subject) >= {"train", "clean"}
 
 
@@ -140,6 +146,17 @@ def test_an_edit_of_the_baselines_code_makes_transfer_stale_and_nothing_else_but
     }
     assert moved == {"transfer", "masking"}
     assert set(SURROGATES) < set(BASELINES)
+
+
+def test_surrogates_of_ebjdat_lie_apart_and_each_model_meets_one_that_is_not_itself() -> None:
+    params = params_of_repository()
+    for subject in (Subject.current(params), Subject.baseline(params, "pgd_at")):
+        found = subject.surrogates(params)
+        assert [one.name for one in found] == ["pgd_at", "undefended", "ebjdat-jempp", "ebjdat-sadajem"]
+        assert any(one.method == "ebjdat" and one != subject for one in found)
+        assert all(one.seed == subject.seed for one in found)
+    assert found[-1].surrogate_dir == Path("models/digits/surrogates/ebjdat-sadajem")
+    assert found[0].surrogate_dir == found[0].model_dir
 
 
 def test_resolved_parameters_are_plain_json_and_unknown_stages_are_refused(tmp_path: Path) -> None:

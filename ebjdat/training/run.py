@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from ebjdat import files
 from ebjdat.config import Params
 from ebjdat.data.prepared import load_prepared
 from ebjdat.device import choose_device
-from ebjdat.model.store import model_digest, save_model
+from ebjdat.errors import UserError
+from ebjdat.model.store import load_model, model_digest, save_model
 from ebjdat.subject import Subject, data_digest
 from ebjdat.training.loop import Outcome, Trainer
 from ebjdat.training.recipes import recipe
@@ -21,9 +23,16 @@ from ebjdat.training.state import Checkpoints
 
 
 def train_subject(
-    params: Params, subject: Subject, report: Callable[[dict[str, Any]], None] = lambda row: None
+    params: Params,
+    subject: Subject,
+    report: Callable[[dict[str, Any]], None] = lambda row: None,
+    folder: Path | None = None,
 ) -> dict[str, Any]:
     """Train ``subject`` and write its model folder; returns a summary of deterministic values.
+
+    Args:
+        report: gets a row of numbers per epoch.
+        folder: where the model goes; ``subject.model_dir`` if None.
 
     Writes ``best.pt``, ``last.pt``, ``history.jsonl``, ``summary.json`` and, for models that
     generate, ``buffer.npz`` (``images`` float32 (size,C,H,W), replay buffer of the best epoch).
@@ -39,10 +48,10 @@ def train_subject(
     data = load_prepared(subject.data_dir)
     identity = subject.identity(params, "train", data_digest(subject.profile))
     # In the main checkout, outside DVC's outputs: a queued run that was stopped goes on from another copy.
-    folder = files.scratch("resume", identity)
+    resume = files.scratch("resume", identity)
     key = {"identity": identity, **_flat(subject.resolved(params, "train")), "data": data.digest}
-    with files.hold(folder.with_suffix(".lock"), f"training of {subject.name}"):
-        checkpoints = Checkpoints(folder, key)
+    with files.hold(resume.with_suffix(".lock"), f"training of {subject.name}"):
+        checkpoints = Checkpoints(resume, key)
         trainer = Trainer(
             recipe(params, subject),
             params.current.training.shared,
@@ -54,9 +63,31 @@ def train_subject(
             report=report,
         )
         outcome = trainer.run()
-        summary = _write(subject.model_dir, outcome, identity)
+        summary = _write(folder or subject.model_dir, outcome, identity)
         checkpoints.clear()
     return summary
+
+
+def copy_trained(source: Path, folder: Path, identity: str) -> bool:
+    """Copy the finished model in ``source`` to ``folder`` if it has this identity and is whole.
+
+    Returns:
+        Whether it was copied; anything else in ``source`` is left alone and means False.
+    """
+    try:
+        summary = files.read_json(source / "summary.json")
+        if summary.get("identity") != identity:
+            return False
+        for checkpoint in ("best", "last"):
+            if model_digest(load_model(source / f"{checkpoint}.pt")) != summary[f"{checkpoint}_sha256"]:
+                return False
+    except (UserError, KeyError, AttributeError):
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    # The summary comes last: it says that the model is whole.
+    for path in sorted(source.iterdir(), key=lambda path: path.name == "summary.json"):
+        shutil.copyfile(path, folder / path.name)
+    return True
 
 
 def _write(folder: Path, outcome: Outcome, identity: str) -> dict[str, Any]:
