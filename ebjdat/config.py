@@ -206,7 +206,7 @@ class AutoAttackImages:
     images: int = number(1)
     slice: int = number(1)
     last_images: int = number(0)
-    """The first of them, on which the cascade attacks the last checkpoint too; 0: none."""
+    """At most so many of them, the first ones, on which the cascade attacks the last checkpoint too; 0: none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -324,11 +324,6 @@ def _check_profile(key: str, profile: Profile) -> None:
                 f"{key}.evaluation.{name}.images: {images} images asked for, "
                 f"but {key}.data.test has {profile.data.test}"
             )
-    if evaluation.autoattack.last_images > evaluation.autoattack.images:
-        raise UserError(
-            f"{key}.evaluation.autoattack.last_images: {evaluation.autoattack.last_images} images asked for, "
-            f"but {key}.evaluation.autoattack.images is {evaluation.autoattack.images}"
-        )
     surrogates = evaluation.transfer.surrogates
     if len(set(surrogates)) < len(surrogates):
         raise UserError(f"{key}.evaluation.transfer.surrogates: a variant is named twice: {', '.join(surrogates)}")

@@ -109,7 +109,8 @@ def test_a_parameter_makes_stale_exactly_what_it_can_change(path: str, new: obje
 
 
 def test_the_plain_variant_does_not_depend_on_the_adversarial_recipe() -> None:
-    assert stale("variants.jempp.attack_steps", 3, method="base") == set()
+    assert stale("variants.jempp.attack_steps", 3, method="base") == {"transfer", "masking"}, "of a surrogate only"
+    assert stale("variants.jem.attack_steps", 3, method="base", variant="jem") == set()
     assert stale("variants.jempp.base_steps", 3, method="base") == ALL
     assert stale("variants.jempp.gap", "mean", method="ebjdat") == set()
 

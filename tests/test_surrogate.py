@@ -67,7 +67,7 @@ def test_a_profile_without_that_surrogate_trains_nothing(tmp_path: Path, monkeyp
     [
         ("transfer.surrogates", ["jem"], r"surrogates\[0\]: unknown value 'jem'; known: jempp, sadajem"),
         ("transfer.surrogates", ["jempp", "jempp"], "named twice"),
-        ("autoattack.last_images", 65, "last_images: 65 images asked for"),
+        ("autoattack.last_images", -1, "autoattack.last_images: expected"),
     ],
 )
 def test_impossible_choices_are_refused_by_name(key: str, value: object, message: str) -> None:
