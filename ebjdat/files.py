@@ -11,7 +11,9 @@ import errno
 import json
 import os
 import socket
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +23,7 @@ import numpy as np
 from ebjdat.errors import UserError
 
 _REASONS = {
+    errno.EFBIG: "the file is larger than the system allows",
     errno.ENOSPC: "the disk is full; free some space and run again",
     errno.EDQUOT: "the disk quota is used up; free some space and run again",
     errno.EROFS: "the file system is read-only",
@@ -132,6 +135,23 @@ def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray], *, compress: b
             member.compress_type = method
             with archive.open(member, "w", force_zip64=True) as stream:
                 np.lib.format.write_array(stream, np.ascontiguousarray(arrays[name]), allow_pickle=False)
+
+
+def write_png(path: str | Path, pixels: np.ndarray) -> None:
+    """Write uint8 pixels (height, width) grey or (height, width, 3) as PNG, without a library for pictures.
+
+    Raises:
+        UserError: see :func:`atomic`.
+    """
+    height, width = pixels.shape[:2]
+    rows = np.ascontiguousarray(pixels, np.uint8).reshape(height, -1)
+    header = struct.pack(">IIBBBBB", width, height, 8, 2 if pixels.ndim == 3 else 0, 0, 0, 0)
+    unfiltered = np.hstack([np.zeros((height, 1), np.uint8), rows]).tobytes()
+    with atomic(path) as handle:
+        handle.write(b"\x89PNG\r\n\x1a\n")
+        for kind, content in ((b"IHDR", header), (b"IDAT", zlib.compress(unfiltered)), (b"IEND", b"")):
+            handle.write(struct.pack(">I", len(content)) + kind + content)
+            handle.write(struct.pack(">I", zlib.crc32(kind + content)))
 
 
 def main_checkout() -> Path:

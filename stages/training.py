@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ebjdat.config import Params
+from ebjdat.errors import DivergenceError
 from ebjdat.reporting.tracking import Curves
 from ebjdat.subject import Subject, data_digest
 from ebjdat.training.run import copy_trained, train_subject
@@ -26,7 +27,13 @@ def train_with_curves(params: Params, subject: Subject, folder: Path | None = No
             print(f"{subject.run_name}: copied from {other}, which has the same identity {identity}")
             return
     with Curves(subject, identity, subject.resolved(params, "train")) as curves:
-        summary = train_subject(params, subject, lambda row: curves.log(row["epoch"], row), folder)
+        try:
+            summary = train_subject(
+                params, subject, lambda row: curves.log(row["epoch"], row), folder, curves.note_rollback
+            )
+        except DivergenceError as error:
+            curves.note("diverged", str(error))
+            raise
     chosen = summary["selected"]
     print(
         f"{subject.run_name}: best epoch {summary['best_epoch']} of {summary['epochs']}, validation clean "

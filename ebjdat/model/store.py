@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -43,14 +44,21 @@ def save_model(path: Path, model: EnergyModel, architecture: Architecture) -> No
 
 
 def save_payload(path: Path, payload: dict) -> None:
-    """Write tensors and plain values atomically, for :func:`read_payload`; equal values give equal bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write tensors and plain values atomically, for :func:`read_payload`; equal values give equal bytes.
+
+    Raises:
+        UserError: the disk is full or not writable; an earlier file stays.
+    """
     # The archive records its own file name, so the temporary file keeps it.
     scratch = path.parent / f".{path.name}.{os.getpid()}"
-    scratch.mkdir(exist_ok=True)
-    torch.save(payload, scratch / path.name)
-    (scratch / path.name).replace(path)
-    scratch.rmdir()
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        torch.save(payload, scratch / path.name)
+        (scratch / path.name).replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
+        raise UserError(f"{path} could not be written: {str(error).splitlines()[0]}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def read_payload(path: Path) -> dict:

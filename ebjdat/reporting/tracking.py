@@ -34,6 +34,8 @@ STRICT = "EBJDAT_STRICT_TRACKING"
 LOCK_SECONDS = 60.0
 _PARAMS_PER_CALL, _METRICS_PER_CALL, _TAGS_PER_CALL = 100, 1000, 100
 _SQLITE = "sqlite:///"
+TAG_LENGTH = 5000
+"""Characters that MLflow's databases take."""
 
 
 class TrackingWarning(UserWarning):
@@ -280,6 +282,7 @@ def replay_curves(store: Store, profile: str) -> int:
             continue
         run = store.parent(subject, event["training"], event["params"])
         log_curve(store, run, [(step, moment, row) for step, moment, row in event["points"]])
+        store.log(run.info.run_id, tags=event.get("tags", {}))
         store.finish(run.info.run_id, event["status"])
         path.unlink()
         count += 1
@@ -333,8 +336,9 @@ class Curves:
     ) -> None:
         self.subject, self.training, self.params = subject, training, params
         self._flush_seconds, self._connect = flush_seconds, connect
-        self._waiting: queue.Queue[tuple[int, int, dict[str, float]] | None] = queue.Queue()
+        self._waiting: queue.Queue[tuple[int, int, dict[str, float]] | tuple[str, str] | None] = queue.Queue()
         self._unsent: list[tuple[int, int, dict[str, float]]] = []
+        self._tags: dict[str, str] = {}
         self._status = "RUNNING"
         self._failure: TrackingError | None = None
         self._told = False
@@ -349,6 +353,15 @@ class Curves:
         row = {name: float(value) for name, value in values.items() if is_number(value)}
         self._waiting.put((step, time.time_ns() // 1_000_000, row))
         self._tell()
+
+    def note(self, key: str, text: str) -> None:
+        """Queue a tag; the same key again replaces it, so an event that a resumed run meets again is there once."""
+        self._waiting.put((key, text[:TAG_LENGTH]))
+
+    def note_rollback(self, event: Mapping[str, Any]) -> None:
+        """Queue a rollback of training with its cause."""
+        text = f"epoch {event['epoch']}, step {event['step']}: {event['cause']}"
+        self.note(f"rollback.{event['retry']}", text)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -382,8 +395,9 @@ class Curves:
             last, run_id, open_ = last_step(store, run), run.info.run_id, True
             while open_:
                 open_ = self._gather()
-                store.log(run_id, points=[point for point in self._unsent if point[0] > last])
+                store.log(run_id, points=[point for point in self._unsent if point[0] > last], tags=self._tags)
                 self._unsent.clear()
+                self._tags.clear()
             store.finish(run_id, self._status)
         except TrackingError as error:
             self._failure = error
@@ -398,8 +412,14 @@ class Curves:
                 break
             if point is None:
                 return False
-            self._unsent.append(point)
+            self._keep(point)
         return True
+
+    def _keep(self, entry: tuple[int, int, dict[str, float]] | tuple[str, str]) -> None:
+        if len(entry) == 2:
+            self._tags[entry[0]] = entry[1]
+        else:
+            self._unsent.append(entry)
 
     def _spool_unsent(self) -> None:
         if self._failure is None:
@@ -407,13 +427,14 @@ class Curves:
         while not self._waiting.empty():
             point = self._waiting.get_nowait()
             if point is not None:
-                self._unsent.append(point)
+                self._keep(point)
         event = {
             "subject": {name: getattr(self.subject, name) for name in ("profile", "method", "variant", "seed")},
             "training": self.training,
             "params": dict(self.params),
             "status": self._status,
             "points": self._unsent,
+            "tags": self._tags,
         }
         spool("curves", json.loads(json.dumps(event)))
 

@@ -230,7 +230,8 @@ class Trainer:
         if state.best is None or score >= state.best["score"]:
             state.remember_best(score)
         rate = state.optimiser.param_groups[0]["lr"]
-        row = {"epoch": state.epoch + 1, "lr": rate, **terms, "val_clean": clean, "val_robust": robust}
+        row = {"epoch": state.epoch + 1, "lr": rate, "rollbacks": state.retries, **terms}
+        row |= {"val_clean": clean, "val_robust": robust}
         if state.epoch + 1 < self.recipe.schedule.epochs:
             state.model.load_state_dict(training)
         return row

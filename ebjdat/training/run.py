@@ -14,9 +14,10 @@ from ebjdat import files
 from ebjdat.config import Params
 from ebjdat.data.prepared import load_prepared
 from ebjdat.device import choose_device
-from ebjdat.errors import UserError
+from ebjdat.errors import DivergenceError, UserError
 from ebjdat.model.store import load_model, model_digest, save_model
 from ebjdat.subject import Subject, data_digest
+from ebjdat.training.aftermath import write_aftermath
 from ebjdat.training.loop import Outcome, Trainer
 from ebjdat.training.recipes import recipe
 from ebjdat.training.state import Checkpoints
@@ -27,19 +28,21 @@ def train_subject(
     subject: Subject,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
     folder: Path | None = None,
+    note: Callable[[dict[str, Any]], None] = lambda event: None,
 ) -> dict[str, Any]:
     """Train ``subject`` and write its model folder; returns a summary of deterministic values.
 
     Args:
         report: gets a row of numbers per epoch.
         folder: where the model goes; ``subject.model_dir`` if None.
+        note: gets each rollback.
 
     Writes ``best.pt``, ``last.pt``, ``history.jsonl``, ``summary.json`` and, for models that
     generate, ``buffer.npz`` (``images`` float32 (size,C,H,W), replay buffer of the best epoch).
 
     Raises:
         UserError: data missing or damaged, another process holds the run, disk full.
-        DivergenceError: training diverged for good.
+        DivergenceError: training diverged for good; the message names the folder with statistics and samples.
         Interrupted: SIGTERM or Ctrl-C, after a checkpoint.
     """
     device = choose_device(params.device)
@@ -50,7 +53,11 @@ def train_subject(
     # In the main checkout, outside DVC's outputs: a queued run that was stopped goes on from another copy.
     resume = files.scratch("resume", identity)
     key = {"identity": identity, **_flat(subject.resolved(params, "train")), "data": data.digest}
-    with files.hold(resume.with_suffix(".lock"), f"training of {subject.name}"):
+    output = folder or subject.model_dir
+    with (
+        files.hold(resume.with_suffix(".lock"), f"training of {subject.name}"),
+        files.hold(output.with_name(f".{output.name}.lock"), f"the model folder {output}"),
+    ):
         checkpoints = Checkpoints(resume, key)
         trainer = Trainer(
             recipe(params, subject),
@@ -61,9 +68,10 @@ def train_subject(
             device=device,
             checkpoints=checkpoints,
             report=report,
+            note=note,
         )
-        outcome = trainer.run()
-        summary = _write(folder or subject.model_dir, outcome, identity)
+        outcome = _run(trainer, files.scratch("diverged", f"{subject.run_name}-{identity}"))
+        summary = _write(output, outcome, identity)
         checkpoints.clear()
     return summary
 
@@ -88,6 +96,14 @@ def copy_trained(source: Path, folder: Path, identity: str) -> bool:
     for path in sorted(source.iterdir(), key=lambda path: path.name == "summary.json"):
         shutil.copyfile(path, folder / path.name)
     return True
+
+
+def _run(trainer: Trainer, aftermath: Path) -> Outcome:
+    try:
+        return trainer.run()
+    except DivergenceError as error:
+        write_aftermath(aftermath, trainer.state, trainer.supervisor, str(error))
+        raise DivergenceError(f"{error}; statistics and samples are in {aftermath}") from error
 
 
 def _write(folder: Path, outcome: Outcome, identity: str) -> dict[str, Any]:

@@ -10,10 +10,13 @@ and the retry count, and a smaller learning rate; after ``max_retries`` it ends 
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import Any
 
 from ebjdat.errors import DivergenceError
 from ebjdat.training.state import State
+
+TRACE = 200
 
 
 class Diverged(Exception):
@@ -43,12 +46,12 @@ class Supervisor:
     ) -> None:
         self.max_retries, self.rate_cut, self.gap_limit, self.window = max_retries, rate_cut, gap_limit, window
         self.rises, self.trend_floor = rises, trend_floor
-        self.last: dict[str, float] = {}
-        """Values of the newest iteration, for the report of a run that is given up."""
+        self.trace: deque[dict[str, float]] = deque(maxlen=TRACE)
+        """Values of the last iterations, for the report of a run that is given up."""
 
     def check(self, state: State, values: dict[str, float]) -> None:
         """Raise :class:`Diverged` when an iteration's scalars are not finite or the gap drifts."""
-        self.last = values
+        self.trace.append({"epoch": state.epoch, "step": state.step, **values})
         for name, value in values.items():
             if not math.isfinite(value):
                 raise Diverged(f"{name} is {value}")
