@@ -302,6 +302,16 @@ def parse_params(raw: object) -> Params:
     return params
 
 
+def variant_from(raw: object, key: str) -> Variant:
+    """Validate a recipe on its own, as it lies beside a trained model; ``key`` names it in messages.
+
+    Raises:
+        UserError: see :func:`load_params`.
+    """
+    variant: Variant = _build(Variant, raw, key)
+    return variant
+
+
 def to_plain(value: Any) -> Any:
     """A dataclass of this module as plain dicts, lists and numbers, for JSON and hashing."""
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 PLUMBING = frozenset(
     {
+        "ebjdat/__init__.py",
         "ebjdat/command.py",
         "ebjdat/errors.py",
         "ebjdat/files.py",

@@ -15,6 +15,7 @@ from ebjdat.config import Params
 from ebjdat.data.prepared import load_prepared
 from ebjdat.device import choose_device
 from ebjdat.errors import DivergenceError, UserError
+from ebjdat.model import description
 from ebjdat.model.store import load_model, model_digest, save_model
 from ebjdat.subject import Subject, data_digest
 from ebjdat.training.aftermath import write_aftermath
@@ -37,7 +38,7 @@ def train_subject(
         folder: where the model goes; ``subject.model_dir`` if None.
         note: gets each rollback.
 
-    Writes ``best.pt``, ``last.pt``, ``history.jsonl``, ``summary.json`` and, for models that
+    Writes ``best.pt``, ``last.pt``, ``model.json``, ``history.jsonl``, ``summary.json`` and, for models that
     generate, ``buffer.npz`` (``images`` float32 (size,C,H,W), replay buffer of the best epoch).
 
     Raises:
@@ -71,6 +72,7 @@ def train_subject(
             note=note,
         )
         outcome = _run(trainer, files.scratch("diverged", f"{subject.run_name}-{identity}"))
+        files.write_json(output / description.NAME, description.describe(params, subject, data, identity).plain())
         summary = _write(output, outcome, identity)
         checkpoints.clear()
     return summary
