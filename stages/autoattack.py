@@ -20,22 +20,23 @@ def main() -> None:
     """Write the record ``autoattack`` of the model that ``--model`` names, or of the current one."""
     task = begin("autoattack", __doc__)
     subject, evaluation = task.subject, task.params.current.evaluation
-    path = subject.model_dir / "best.pt"
+    checkpoints = ("best",) if subject.is_external else ("best", "last")
     identity = subject.identity(task.params, "autoattack", data_digest(subject.profile))
     folder = files.scratch("autoattack", identity)
-    made_by = {
-        "model": provenance.file_hash(path),
+    made_by = {name: provenance.file_hash(subject.model_dir / f"{name}.pt") for name in checkpoints}
+    made_by |= {
         "code": provenance.closure_hash("stages.autoattack"),
         "device": task.device.type,
     }
     with files.hold(folder.with_suffix(".lock"), f"AutoAttack on {subject.name}"):
         result = evaluate(
-            task.opener(),
+            {name: task.opener(name) for name in checkpoints},
             task.x,
             task.y,
             nominal=evaluation.radius,
             variant=subject.variant,
             slice_size=evaluation.autoattack.slice,
+            last_images=min(evaluation.autoattack.last_images, evaluation.autoattack.images),
             folder=folder,
             made_by=made_by,
             workers=processors() if task.device.type == "cpu" else 1,

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,23 @@ def test_the_cascade_runs_the_official_budget() -> None:
     assert (adversary.apgd_targeted.n_iter, adversary.apgd_targeted.n_target_classes) == (100, 9)
     assert (adversary.fab.n_iter, adversary.fab.n_target_classes, adversary.fab.n_restarts) == (100, 9, 1)
     assert (adversary.square.n_queries, adversary.epsilon, adversary.seed) == (5000, EPS, 0)
+
+
+def test_the_start_of_the_cascade_is_its_first_two_attacks(short: None) -> None:
+    whole, start = (run_job(robust_model(), *part(job()), job(name)) for name in ("cascade", "cascade-start"))
+    assert list(start.robust) == ["apgd-ce", "apgd-t"]
+    np.testing.assert_array_equal(start.final, whole.robust["apgd-t"])
+    assert start.final.sum() < whole.robust["apgd-ce"].sum()
+
+
+def test_jobs_of_two_checkpoints_each_meet_their_own_model(tmp_path: Path) -> None:
+    jobs = [job(), replace(job(), checkpoint="last")]
+    load = {"best": robust_model, "last": trained}
+    found = run_jobs(jobs, load, {task: part(task) for task in jobs}, folder=tmp_path, made_by=MADE_BY)
+    for task in jobs:
+        np.testing.assert_array_equal(found[task].final, run_job(load[task.checkpoint](), *part(task), task).final)
+    assert found[jobs[0]].final.sum() > found[jobs[1]].final.sum()
+    assert jobs[0].label != jobs[1].label
 
 
 def test_twenty_steps_of_apgd_are_those_of_an_attack_built_for_twenty() -> None:
@@ -288,7 +306,9 @@ def run(folder: Path, workers: int = 1, jobs: list[Job] = JOBS, **made_by: str) 
     weights = folder.with_suffix(".pt")
     torch.save(robust_model().state_dict(), weights)
     load = partial(saved, weights)
-    return run_jobs(jobs, load, images, folder=folder, made_by=MADE_BY | made_by, workers=workers)
+    return run_jobs(
+        jobs, {"best": load, "last": load}, images, folder=folder, made_by=MADE_BY | made_by, workers=workers
+    )
 
 
 def equal(left: dict[Job, autoattack.Outcome], right: dict[Job, autoattack.Outcome]) -> bool:

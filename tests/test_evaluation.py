@@ -267,7 +267,8 @@ def evaluate_robustness(images: tuple[Tensor, Tensor], folder: Path, **options: 
     weights = folder / "weights.pt"
     torch.save(trained(adversarial=True).state_dict(), weights)
     settings: dict[str, Any] = {"nominal": RADIUS, "variant": None, "slice_size": 20, "made_by": {"model": "m"}}
-    return robustness.evaluate(partial(saved, weights), *images, folder=folder / "states", **(settings | options))
+    load = {"best": partial(saved, weights)} | options.pop("load", {})
+    return robustness.evaluate(load, *images, folder=folder / "states", **(settings | options))
 
 
 def test_table_1_has_every_attack_alone_and_their_union(
@@ -293,6 +294,11 @@ def test_apgd_ce_alone_is_read_from_the_cascade_only_where_both_run_the_same(ima
     assert list(standard) == ["cascade", "apgd-dlr", "apgd-t", "fab-t", "square"]
     assert list(released) == ["apgd-ce", "apgd-dlr", "fab-t", "square"]
     assert [(task.first, task.last) for task in standard["cascade"]] == [(0, 20), (20, 30)]
+    last = robustness.plan(make_cases(*images, RADIUS, None)[0], 20, 21)["last"]
+    assert [(task.first, task.attack, task.checkpoint) for task in last] == [
+        (0, "cascade-start", "last"),
+        (20, "cascade-start", "last"),
+    ]
     protocol = replace(
         PROTOCOLS["standard"], table1=Table1(alone=(AutoAttackCell(attack="apgd-ce", steps=50),), cascade=True)
     )
@@ -327,8 +333,7 @@ def test_a_cascade_fills_autoattack_and_apgd_ce(
             n = task.last - task.first
             ones = np.ones(n, dtype=bool)
             after = [np.arange(n) >= k for k in range(1, 5)]
-            names = CASCADE if task.attack == "cascade" else (task.attack,)
-            robust = dict(zip(names, after, strict=False))
+            robust = dict(zip(task.attacks, after[task.checkpoint == "last" :], strict=False))
             results[task] = Outcome(ones, robust, Audit(n, task.eps, 0.0, 0.0, 1.0, 0, n).plain(), {"odd text": 2})
         return results
 
@@ -339,6 +344,13 @@ def test_a_cascade_fills_autoattack_and_apgd_ce(
     assert (result.arrays or {})["standard/first-success"].tolist()[:5] == [1, 2, 3, 4, 0]
     assert result.warnings["standard/cascade"] == ["odd text (4 times)"]
     assert result.values["standard/warnings/other"] == 2.0 * 2 * 5
+    assert result.rates["standard/apgd-ce-t"].correct == N - 4
+    assert "standard/apgd-ce-t-last" not in result.rates, "there is no last checkpoint"
+    other = evaluate_robustness(images, tmp_path, load={"last": trained}, last_images=1)
+    assert (other.rates["standard/apgd-ce-t-last"].correct, other.rates["standard/apgd-ce-t-last"].n) == (17, 20)
+    assert other.settings["last"]["weights"] == "other than best"
+    same = evaluate_robustness(images, tmp_path, load={"last": partial(trained, adversarial=True)}, last_images=N)
+    assert same.rates["standard/apgd-ce-t-last"] == same.rates["standard/apgd-ce-t"], "equal weights, no new attack"
 
 
 def test_a_fab_that_finds_almost_nothing_fails_the_stage(

@@ -32,6 +32,8 @@ from ebjdat.errors import AuditError, UserError
 
 CASCADE = ("apgd-ce", "apgd-t", "fab-t", "square")
 """Attacks of the version ``standard``, in their order."""
+CASCADE_START = CASCADE[:2]
+"""Its first two attacks alone: most of what it finds, at a fraction of its cost."""
 PACKAGES = ("pyautoattack", "autoattack")
 
 _OBJECTS = {"apgd-ce": "apgd", "apgd-dlr": "apgd", "apgd-t": "apgd_targeted", "fab-t": "fab", "square": "square"}
@@ -53,7 +55,7 @@ class Job:
     protocol: str
     """Whose images and radius these are."""
     attack: str
-    """A name of the official code, or ``cascade`` for its version ``standard``."""
+    """A name of the official code, ``cascade`` for its version ``standard``, or ``cascade-start``."""
     steps: int
     """Iterations, or queries of Square; of each attack of the cascade: its standard."""
     targets: int
@@ -63,11 +65,23 @@ class Job:
     first: int
     """The slice is images first to last - 1."""
     last: int
+    checkpoint: str = "best"
 
     @property
     def label(self) -> str:
         """For messages and file names."""
-        return f"{self.protocol}-{self.attack}-{self.first}-{self.last}"
+        of = "" if self.checkpoint == "best" else f"{self.checkpoint}-"
+        return f"{self.protocol}-{of}{self.attack}-{self.first}-{self.last}"
+
+    @property
+    def attacks(self) -> tuple[str, ...]:
+        """The attacks that it runs, in their order."""
+        return {"cascade": CASCADE, "cascade-start": CASCADE_START}.get(self.attack, (self.attack,))
+
+    @property
+    def is_standard(self) -> bool:
+        """Whether every attack keeps the settings of version ``standard``."""
+        return self.attack in ("cascade", "cascade-start")
 
 
 @dataclass(frozen=True)
@@ -128,7 +142,7 @@ def official(model: nn.Module, job: Job) -> Any:
     kind = importlib.import_module(package()).AutoAttack
     accepted = inspect.signature(kind).parameters
     options: dict[str, Any] = {"norm": "Linf", "eps": job.eps, "seed": job.seed, "device": str(device_of(model))}
-    if job.attack == "cascade":
+    if job.is_standard:
         options["version"] = "standard"
     else:
         options |= {"version": "custom", "attacks" if "attacks" in accepted else "attacks_to_run": [job.attack]}
@@ -136,7 +150,9 @@ def official(model: nn.Module, job: Job) -> Any:
         options["verbose"] = False
     adversary = kind(model, **options)
     adversary.verbose = False
-    if job.attack != "cascade":
+    if job.is_standard:
+        adversary.attacks_to_run = list(job.attacks)
+    else:
         _configure(getattr(adversary, _OBJECTS[job.attack]), job)
     return adversary
 
@@ -169,7 +185,7 @@ def run_job(model: nn.Module, x: Tensor, y: Tensor, job: Job) -> Outcome:
     with guarded(job.label, model), _unseeded(x), _listening(counted), _untraced():
         adversary = official(model, job)
         _redirect_upstream(adversary, counted)
-        watch = _Watch(y, CASCADE if job.attack == "cascade" else (job.attack,))
+        watch = _Watch(y, job.attacks)
         watch.attach(adversary)
         x_adv, robust = _evaluate(adversary, x, y)
     if not torch.equal(robust, watch.robust):

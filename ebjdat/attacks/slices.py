@@ -11,7 +11,7 @@ import hashlib
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +24,9 @@ from ebjdat import files
 from ebjdat.attacks.autoattack import Job, Outcome, device_of, package_version, run_job
 from ebjdat.errors import UserError
 from ebjdat.progress import Progress
+
+Loaders = Mapping[str, Callable[[], nn.Module]]
+"""What makes a model, by the name of its checkpoint."""
 
 
 def identity_of(job: Job, x: Tensor, y: Tensor, made_by: dict[str, str]) -> dict[str, str]:
@@ -86,7 +89,7 @@ def _flags(text: str) -> np.ndarray:
 
 def run_jobs(
     jobs: Sequence[Job],
-    load: Callable[[], nn.Module],
+    load: Loaders,
     images: dict[Job, tuple[Tensor, Tensor]],
     *,
     folder: Path,
@@ -97,10 +100,10 @@ def run_jobs(
 
     Args:
         jobs: distinct jobs.
-        load: makes the model; picklable when there are several workers.
+        load: makes the model of each checkpoint; picklable when there are several workers.
         images: slice (x, y) of each job.
         folder: for this evaluation alone.
-        made_by: identity of model and code.
+        made_by: identity of models and code.
         workers: processes on a CPU. Each uses one thread whatever their number, so outcomes do not
             depend on it; small batches gain nothing from a second thread.
 
@@ -123,19 +126,22 @@ def run_jobs(
 
 def _cost(job: Job) -> int:
     """Rough number of passes, to start long jobs first."""
-    return 11_000 if job.attack == "cascade" else job.steps * 2 * max(job.targets, 1)
+    known = {"cascade": 11_000, "cascade-start": 2_000}
+    return known.get(job.attack, job.steps * 2 * max(job.targets, 1))
 
 
 def _run(
-    jobs: Sequence[Job], load: Callable[[], nn.Module], images: dict[Job, tuple[Tensor, Tensor]], workers: int
+    jobs: Sequence[Job], load: Loaders, images: dict[Job, tuple[Tensor, Tensor]], workers: int
 ) -> Iterator[tuple[Job, Outcome]]:
     if workers == 1 or len(jobs) < 2:
-        if not jobs:
-            return
-        model = load()
-        with _one_thread(device_of(model)):
-            for job in jobs:
-                yield job, run_job(model, *images[job], job)
+        models: dict[str, nn.Module] = {}
+        for job in jobs:
+            if job.checkpoint not in models:
+                models[job.checkpoint] = load[job.checkpoint]()
+            model = models[job.checkpoint]
+            with _one_thread(device_of(model)):
+                outcome = run_job(model, *images[job], job)
+            yield job, outcome
         return
     context = multiprocessing.get_context("spawn")
     pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), context, _begin, (load,))
@@ -158,14 +164,15 @@ def _one_thread(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-_worker_model: list[nn.Module] = []
+_worker_load: dict[str, Callable[[], nn.Module]] = {}
+_worker_models: dict[str, nn.Module] = {}
 
 
-def _begin(load: Callable[[], nn.Module]) -> None:
+def _begin(load: Loaders) -> None:
     """Once per worker process."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    _worker_model[:] = [load()]
+    _worker_load.update(load)
 
 
 def _end_with_parent() -> None:
@@ -182,4 +189,6 @@ def _arrays(images: tuple[Tensor, Tensor]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _work(x: np.ndarray, y: np.ndarray, job: Job) -> Outcome:
-    return run_job(_worker_model[0], torch.from_numpy(x), torch.from_numpy(y), job)
+    if job.checkpoint not in _worker_models:
+        _worker_models[job.checkpoint] = _worker_load[job.checkpoint]()
+    return run_job(_worker_models[job.checkpoint], torch.from_numpy(x), torch.from_numpy(y), job)

@@ -3,24 +3,29 @@
 Per protocol an accuracy per attack, their union (robust against all of them, each run alone), and the
 cascade of version ``standard``. The first attack of the cascade starts from the same batch and seed as it
 does alone, so APGD-CE alone is read from the cascade where both run the same steps.
+
+The last checkpoint meets the first two attacks of the cascade only (APGD-CE, APGD-T), which costs a tenth:
+``<protocol>/apgd-ce-t-last``. ``<protocol>/apgd-ce-t`` is the best checkpoint after the same two attacks.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ebjdat.attacks.audit import check_effect
-from ebjdat.attacks.autoattack import CASCADE, KINDS, Job, Outcome, kind_of, package_version
-from ebjdat.attacks.slices import run_jobs
+from ebjdat.attacks.autoattack import CASCADE, CASCADE_START, KINDS, Job, Outcome, kind_of, package_version
+from ebjdat.attacks.slices import Loaders, run_jobs
 from ebjdat.evaluation.cases import Case, make_cases
 from ebjdat.evaluation.statistics import Rate, Result
+from ebjdat.model.store import model_digest
 from ebjdat.protocols import AutoAttackCell
 
 STANDARD = AutoAttackCell(attack="apgd-ce", steps=100)
@@ -31,13 +36,14 @@ Plan = dict[str, list[Job]]
 
 
 def evaluate(
-    load: Callable[[], nn.Module],
+    load: Loaders,
     x: Tensor,
     y: Tensor,
     *,
     nominal: float,
     variant: str | None,
     slice_size: int,
+    last_images: int = 0,
     folder: Path,
     made_by: dict[str, str],
     workers: int = 1,
@@ -45,11 +51,13 @@ def evaluate(
     """Everything of the stage ``autoattack``.
 
     Args:
-        load: makes the model; see :func:`ebjdat.attacks.slices.run_jobs` for it and for ``workers``.
+        load: makes the checkpoints ``best`` and, if there is one, ``last``; see
+            :func:`ebjdat.attacks.slices.run_jobs` for it and for ``workers``.
         x, y: images (N,C,H,W) in [0, 1], labels (N,).
         nominal: the profile's radius, pixel units.
         variant: JEM variant, for the protocol's input noise; None for a baseline.
         slice_size: images per slice; part of what the numbers are.
+        last_images: images for the last checkpoint, rounded up to whole slices.
         folder: outcomes on disk, so that a killed evaluation goes on.
         made_by: identity of model and code.
 
@@ -58,7 +66,8 @@ def evaluate(
         UserError: foreign outcomes in ``folder``.
     """
     cases = make_cases(x, y, nominal, variant)
-    plans = {case.name: plan(case, slice_size) for case in cases}
+    last = _last_checkpoint(load) if last_images else "none"
+    plans = {case.name: plan(case, slice_size, last_images if last == "other" else 0) for case in cases}
     images = {
         job: (case.x[job.first : job.last], case.y[job.first : job.last])
         for case in cases
@@ -66,8 +75,14 @@ def evaluate(
         for job in jobs
     }
     outcomes = run_jobs(list(images), load, images, folder=folder, made_by=made_by, workers=workers)
-    parts = [_case_result(case, plans[case.name], outcomes) for case in cases]
-    settings = {case.name: case.settings("table1") | {"slice": slice_size} for case in cases}
+    parts = [_case_result(case, plans[case.name], outcomes, last_images if last == "same" else 0) for case in cases]
+    settings: dict[str, Any] = {case.name: case.settings("table1") | {"slice": slice_size} for case in cases}
+    if last != "none":
+        settings["last"] = {
+            "attacks": list(CASCADE_START),
+            "images": last_images,
+            "weights": "same as best" if last == "same" else "other than best",
+        }
     return Result(
         n=len(x),
         rates=_merged(part.rates for part in parts),
@@ -79,13 +94,25 @@ def evaluate(
     )
 
 
-def plan(case: Case, slice_size: int) -> Plan:
-    """The jobs of a protocol."""
+def _last_checkpoint(load: Loaders) -> Literal["none", "same", "other"]:
+    """Whether there is a last checkpoint, and whether its weights are those of the best one."""
+    if "last" not in load:
+        return "none"
+    return "same" if model_digest(load["best"]()) == model_digest(load["last"]()) else "other"
+
+
+def plan(case: Case, slice_size: int, last_images: int = 0) -> Plan:
+    """The jobs of a protocol; ``last_images`` as in :func:`evaluate`."""
     table = case.protocol.table1
     cells: dict[str, AutoAttackCell] = {
         cell.attack: cell for cell in table.alone if not (table.cascade and cell == STANDARD)
     }
-    jobs: Plan = {"cascade": _slices(case, "cascade", STANDARD, slice_size)} if table.cascade else {}
+    jobs: Plan = {}
+    if table.cascade:
+        jobs["cascade"] = _slices(case, "cascade", STANDARD, slice_size)
+        last = [job for job in jobs["cascade"] if job.first < last_images]
+        if last:
+            jobs["last"] = [replace(job, attack="cascade-start", checkpoint="last") for job in last]
     return jobs | {name: _slices(case, name, cell, slice_size) for name, cell in cells.items()}
 
 
@@ -106,8 +133,8 @@ def _slices(case: Case, attack: str, cell: AutoAttackCell, size: int) -> list[Jo
     ]
 
 
-def _case_result(case: Case, jobs: Plan, outcomes: dict[Job, Outcome]) -> Result:
-    """One protocol's part of the result."""
+def _case_result(case: Case, jobs: Plan, outcomes: dict[Job, Outcome], last_is_best: int) -> Result:
+    """One protocol's part of the result; ``last_is_best``: images of a last checkpoint that is the best one."""
     found = {name: [outcomes[job] for job in several] for name, several in jobs.items()}
     flags = _flags(case, found)
     right = np.concatenate([outcome.right for outcome in next(iter(found.values()))])
@@ -117,6 +144,7 @@ def _case_result(case: Case, jobs: Plan, outcomes: dict[Job, Outcome]) -> Result
     if "cascade" in found:
         flags["autoattack"] = np.concatenate([outcome.final for outcome in found["cascade"]])
         arrays[f"{case.name}/first-success"] = first_success(right, found["cascade"])
+        flags |= _checkpoints(found, last_is_best)
     warnings = {f"{case.name}/{name}": _warnings(several) for name, several in found.items()}
     return Result(
         n=len(right),
@@ -135,6 +163,20 @@ def _flags(case: Case, found: dict[str, list[Outcome]]) -> dict[str, np.ndarray]
     for cell in case.protocol.table1.alone:
         source = found.get(cell.attack, found.get("cascade", []))
         flags[cell.attack] = np.concatenate([outcome.robust[cell.attack] for outcome in source])
+    return flags
+
+
+def _checkpoints(found: dict[str, list[Outcome]], last_is_best: int) -> dict[str, np.ndarray]:
+    """Robust images of the best and the last checkpoint after the first two attacks of the cascade."""
+    of_best = [outcome.robust[CASCADE_START[-1]] for outcome in found["cascade"]]
+    flags = {"apgd-ce-t": np.concatenate(of_best)}
+    if "last" in found:
+        flags["apgd-ce-t-last"] = np.concatenate([outcome.final for outcome in found["last"]])
+    elif last_is_best:
+        slices = np.cumsum([0, *map(len, of_best)])[:-1]
+        flags["apgd-ce-t-last"] = np.concatenate(
+            [flags for flags, first in zip(of_best, slices, strict=True) if first < last_is_best]
+        )
     return flags
 
 
