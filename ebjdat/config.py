@@ -139,6 +139,9 @@ class Shared:
     warmup: int = number(0)
     """Iterations of linear warm-up."""
     bn_momentum: float = number(above=0.0, high=1.0)
+    bn_parts: int = number(1, 1024)
+    """Equal parts of a training batch that BatchNorm normalises apart. 1: the whole batch, gathered from
+    all devices. With as many parts as devices nothing is gathered, which is faster and another experiment."""
     bn_estimate: Literal["both", "clean", "adversarial"]
     """Images that re-estimate BatchNorm statistics before selection and evaluation, for methods
     that train on adversarial images; the others always use clean images."""
@@ -262,6 +265,8 @@ class Params:
     profile: str
     seed: int = number(0, 2**31 - 1)
     device: Literal["auto", "cpu", "cuda"]
+    devices: Literal["auto"] | int = number(1, 1024)
+    """Processes that train one model, one per device; auto: every GPU, one on a CPU. No part of the result."""
     variants: dict[str, Variant]
     profiles: dict[str, Profile]
 
@@ -326,6 +331,7 @@ def _known(key: str, mapping: dict[str, Any], names: tuple[str, ...]) -> None:
 def _check_profile(key: str, profile: Profile) -> None:
     if (profile.network.depth - 4) % 6:
         raise UserError(f"{key}.network.depth: expected 6 n + 4 (10, 16, 22, 28, 34), got {profile.network.depth}")
+    _check_parts(f"{key}.training", profile.training)
     evaluation = profile.evaluation
     for name in ("clean", "autoattack", "transfer", "sweep", "eot"):
         images = getattr(evaluation, name).images
@@ -337,6 +343,20 @@ def _check_profile(key: str, profile: Profile) -> None:
     surrogates = evaluation.transfer.surrogates
     if len(set(surrogates)) < len(surrogates):
         raise UserError(f"{key}.evaluation.transfer.surrogates: a variant is named twice: {', '.join(surrogates)}")
+
+
+def _check_parts(key: str, section: Any) -> None:
+    """``bn_parts`` divides every batch."""
+
+    def check(key: str, value: Any, parts: int) -> None:
+        for f in fields(value):
+            item = getattr(value, f.name)
+            if dataclasses.is_dataclass(item) and not isinstance(item, Shared):
+                check(_join(key, f.name), item, parts)
+            elif f.name in ("batch_size", "px_batch_size") and item % parts:
+                raise UserError(f"{key}.{f.name}: {item} does not divide into bn_parts = {parts} equal parts")
+
+    check(key, section, section.shared.bn_parts)
 
 
 _FRACTION = re.compile(r"\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*/\s*([\d.]+(?:[eE][-+]?\d+)?)\s*")
@@ -391,9 +411,12 @@ def _join(key: str, name: object) -> str:
 def _convert(hint: Any, raw: object, key: str, bounds: Any) -> Any:
     origin = typing.get_origin(hint)
     if origin in (types.UnionType, typing.Union):
-        if raw is None:
+        if raw is None and type(None) in typing.get_args(hint):
             return None
-        hint = next(a for a in typing.get_args(hint) if a is not type(None))
+        for choices in (a for a in typing.get_args(hint) if typing.get_origin(a) is Literal):
+            if raw in typing.get_args(choices):
+                return raw
+        hint = next(a for a in typing.get_args(hint) if a is not type(None) and typing.get_origin(a) is not Literal)
         return _convert(hint, raw, key, bounds)
     if origin is Literal:
         choices = typing.get_args(hint)

@@ -28,6 +28,7 @@ class Progress:
         label: what is running.
         unit: name of one unit.
         stream: where to write; stderr by default, so that stdout stays for results.
+        silent: write nothing.
         clock: seconds; replaced in tests.
     """
 
@@ -38,18 +39,20 @@ class Progress:
         *,
         unit: str = "it",
         stream: TextIO | None = None,
+        silent: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.total, self.label, self.unit = total, label, unit
         self.done = 0
         self._stream = sys.stderr if stream is None else stream
+        self._silent = silent
         self._clock = clock
         self._started = clock()
         self._written = -float("inf")
         self._bar = self._terminal_bar()
 
     def _terminal_bar(self) -> Any:
-        if not self._stream.isatty():
+        if self._silent or not self._stream.isatty():
             return None
         try:
             from tqdm import tqdm  # type: ignore[import-untyped]
@@ -65,6 +68,8 @@ class Progress:
             self._bar.update(units)
             return
         now = self._clock()
+        if self._silent:
+            return
         if now - self._written >= QUIET_SECONDS or self.done >= self.total:
             self._written = now
             print(self._line(now, values), file=self._stream, flush=True)

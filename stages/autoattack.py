@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 
 from ebjdat import command, files, provenance
+from ebjdat.device import processors
 from ebjdat.evaluation.robustness import evaluate
 from ebjdat.subject import data_digest
 from stages.evaluating import begin
-
-
-def processors() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main() -> None:

@@ -24,16 +24,39 @@ class BatchNorm(nn.BatchNorm2d):
     """BatchNorm that can use batch statistics without touching its running statistics.
 
     In training mode with ``track`` off it normalises with the statistics of the batch only;
-    chains and the second pass of SAM run like that. In eval mode it is plain BatchNorm.
+    chains and the second pass of SAM run like that. In eval mode it is plain BatchNorm. With
+    ``parts`` above 1 a training batch is cut into equal parts, each with statistics of its own.
     """
 
     track: bool = True
+    parts: int = 1
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise (N,C,H,W); see the class for which statistics."""
+        if self.training and self.parts > 1:
+            return self._by_parts(input)
         if self.training and not self.track:
             return F.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
         return super().forward(input)
+
+    def _by_parts(self, input: Tensor) -> Tensor:
+        normalised = []
+        seen = self.weight.new_zeros(self.parts, 2, self.num_features)
+        for part, (centre, variance) in zip(input.chunk(self.parts), seen, strict=True):
+            normalised.append(F.batch_norm(part, centre, variance, self.weight, self.bias, True, 1.0, self.eps))
+        if self.track:
+            self.update_running(*seen.mean(0))
+        return torch.cat(normalised)
+
+    @torch.no_grad()
+    def update_running(self, centre: Tensor, variance: Tensor) -> None:
+        """Take the mean and the unbiased variance (C,) of a batch into the running statistics."""
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        weight = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(centre, weight)
+        self.running_var.lerp_(variance, weight)
 
 
 @contextmanager
@@ -55,6 +78,13 @@ def statistics(model: nn.Module, which: Literal["batch", "running"]) -> Iterator
             module.training = training
         for norm, track in zip(norms, tracks, strict=True):
             norm.track = track
+
+
+def cut_batches(model: nn.Module, parts: int) -> None:
+    """Let every BatchNorm normalise training batches in ``parts`` equal parts."""
+    for module in model.modules():
+        if isinstance(module, BatchNorm):
+            module.parts = parts
 
 
 def _normalisation(norm: Norm, channels: int, momentum: float) -> nn.Module:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ebjdat.model.energy import EnergyModel
 from ebjdat.model.wideresnet import statistics
+from ebjdat.training.streams import uniform
 
 Objective = Callable[[Tensor], Tensor]
 
@@ -74,4 +75,4 @@ def sign_ascent(
 
 def uniform_start(x: Tensor, eps: float, generator: torch.Generator) -> Tensor:
     """x + U(-eps, eps), not yet projected."""
-    return x + eps * (2.0 * torch.rand(x.shape, generator=generator, device=x.device) - 1.0)
+    return x + eps * (2.0 * uniform(x, generator) - 1.0)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ebjdat import files
+from ebjdat.training import parallel
 from ebjdat.training.state import State
 from ebjdat.training.supervisor import Supervisor
 
@@ -37,6 +38,9 @@ def write_aftermath(folder: Path, state: State, supervisor: Supervisor, cause: s
     if state.buffer is not None:
         images = state.buffer.images.detach().float().cpu()
         statistics["buffer"] = _range(images)
+    if parallel.rank():  # it has given its share of the buffer; the first process writes
+        return
+    if state.buffer is not None:
         files.write_png(folder / "samples.png", _grid(images))
     files.write_json(folder / "statistics.json", _writable(statistics))
 

@@ -23,15 +23,16 @@ from ebjdat.device import out_of_memory
 from ebjdat.errors import Interrupted, UserError
 from ebjdat.model.energy import EnergyModel
 from ebjdat.model.store import Architecture, new_model
-from ebjdat.model.wideresnet import statistics
+from ebjdat.model.wideresnet import cut_batches, statistics
 from ebjdat.progress import Progress
+from ebjdat.training import parallel
 from ebjdat.training.adversary import sign_ascent, uniform_start
 from ebjdat.training.augmentation import add_noise, augment
 from ebjdat.training.normalisation import estimate_statistics
 from ebjdat.training.objective import Batch
 from ebjdat.training.optimisers import learning_rate, new_optimiser, sharpest_neighbour
 from ebjdat.training.recipes import Recipe
-from ebjdat.training.replay_buffer import ReplayBuffer
+from ebjdat.training.replay_buffer import ReplayBuffer, ShardedBuffer
 from ebjdat.training.samplers import chain_start
 from ebjdat.training.state import Checkpoints, State
 from ebjdat.training.streams import Streams, derive
@@ -101,13 +102,16 @@ class Trainer:
 
     def _new_state(self, data: Data) -> State:
         model = new_model(self.architecture, derive(self.seed, self.recipe.stream, "init")).to(self.device).train()
+        cut_batches(model, self.shared.bn_parts)
+        parallel.synchronise(model)
         streams = Streams(self.seed, self.recipe.stream, self.device)
         buffer = None
         if self.recipe.variant is not None:
             variant = self.recipe.variant
             mixture = data.mixture.to(self.device) if variant.chain_start == "informative" else None
             start = chain_start(variant, mixture, data.shape)  # type: ignore[arg-type]
-            buffer = ReplayBuffer(self.shared.buffer_size, start, variant.reinit, streams.buffer)
+            kind = ShardedBuffer if parallel.world() > 1 else ReplayBuffer
+            buffer = kind(self.shared.buffer_size, start, variant.reinit, streams.buffer)
         return State(model, new_optimiser(self.recipe.schedule, model), buffer, streams)
 
     def run(self) -> Outcome:
@@ -120,8 +124,12 @@ class Trainer:
         """
         if self.checkpoints is not None:
             self.good = self.checkpoints.load(self.state) or self.good
+        self._loss = parallel.with_averaged_gradients(self.state.model, self.recipe.objective.loss)
         epochs = self.recipe.schedule.epochs
-        with self._signals(), Progress(epochs * self.steps_per_epoch, self.recipe.name) as progress:
+        with (
+            self._signals(),
+            Progress(epochs * self.steps_per_epoch, self.recipe.name, silent=bool(parallel.rank())) as progress,
+        ):
             progress.done = self.state.epoch * self.steps_per_epoch + self.state.step
             while self.state.epoch < epochs:
                 try:
@@ -142,9 +150,10 @@ class Trainer:
             self._iteration(self._batch(order, order_p))
             state.step += 1
             progress.advance(1, **self._shown())
-            if self._signal is not None:
+            stop = parallel.agreed(self._signal)
+            if stop is not None:
                 self._save()
-                raise Interrupted(128 + self._signal)
+                raise Interrupted(128 + stop)
             self._save_if_due(epoch_ends=False)
         row = self._finish_epoch()
         state.history.append(row)
@@ -161,19 +170,23 @@ class Trainer:
         return torch.randperm(len(self.x), generator=generator).to(self.device)
 
     def _batch(self, order: Tensor, order_p: Tensor) -> Batch:
-        """The images of this iteration, augmented and noisy as the recipe says."""
+        """This process's share of the iteration's images, augmented and noisy as the recipe says."""
+        x, y, x_p = self._whole_batch(order, order_p)
+        return Batch(parallel.share(x), parallel.share(y), None if x_p is None else parallel.share(x_p))
+
+    def _whole_batch(self, order: Tensor, order_p: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         schedule, variant, streams = self.recipe.schedule, self.recipe.variant, self.state.streams
         first = self.state.step * schedule.batch_size
         chosen = order[first : first + schedule.batch_size]
         x = augment(self.x[chosen], self.shared.pad, self.shared.flip, streams.augment)
         if variant is None:
-            return Batch(x, self.y[chosen], None)
+            return x, self.y[chosen], None
         x = add_noise(x, variant.labelled_noise, streams.noise)
         places = torch.arange(schedule.px_batch_size, device=self.device) + self.state.step * schedule.px_batch_size
         x_p = self.x[order_p[places % len(order_p)]]
         if variant.px_augmented:
             x_p = augment(x_p, self.shared.pad, self.shared.flip, streams.augment)
-        return Batch(x, self.y[chosen], add_noise(x_p, variant.px_noise, streams.noise))
+        return x, self.y[chosen], add_noise(x_p, variant.px_noise, streams.noise)
 
     def _iteration(self, batch: Batch) -> None:
         """One optimiser step; nothing is applied unless every value is finite.
@@ -186,11 +199,11 @@ class Trainer:
         self._set_rate()
         prepared = recipe.objective.prepare(model, batch, state.buffer, state.streams)
         state.optimiser.zero_grad(set_to_none=True)
-        loss, terms = recipe.objective.loss(model, prepared)
+        loss, terms = self._loss(prepared)
         loss.backward()
         if recipe.variant is not None and recipe.variant.sharpness:
             with sharpest_neighbour(model, recipe.variant.sharpness), statistics(model, "batch"):
-                recipe.objective.loss(model, prepared)[0].backward()
+                self._loss(prepared)[0].backward()
         limit = self.shared.gradient_clip
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), float("inf") if limit is None else limit)
         self._check(terms, norm, prepared.x_gen)
@@ -211,7 +224,7 @@ class Trainer:
             # A mean is finite where every value is.
             values |= {"chain mean": chain.mean(), "buffer mean": self.state.buffer.mean()}
             values["energy_gap_px"] = terms["energy_data"] - terms["energy_generated"]
-        stacked = torch.stack([value.detach().float() for value in values.values()]).tolist()
+        stacked = parallel.average(torch.stack([value.detach().float() for value in values.values()])).tolist()
         self.supervisor.check(self.state, dict(zip(values, stacked, strict=True)))
 
     def _shown(self) -> dict[str, float]:
@@ -221,7 +234,9 @@ class Trainer:
     def _finish_epoch(self) -> dict[str, Any]:
         """Select on the validation split with re-estimated statistics; then training's own return."""
         state = self.state
-        terms = {name: float(value) / self.steps_per_epoch for name, value in sorted(state.sums.items())}
+        terms = {
+            name: float(parallel.average(value)) / self.steps_per_epoch for name, value in sorted(state.sums.items())
+        }
         training = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
         self._estimate_statistics()
         clean, robust = self._validate()
@@ -259,10 +274,12 @@ class Trainer:
         with statistics(self.state.model, "running"):
             for x, y in zip(self.x_val.split(512), self.y_val.split(512), strict=True):
                 x_adv = pgd(self.state.model, x, y, eps, steps, generator)
+                x, y, x_adv = parallel.share(x), parallel.share(y), parallel.share(x_adv)
                 with torch.no_grad():
                     right = self.state.model(x).argmax(1) == y
                     clean += int(right.sum())
                     robust += int((right & (self.state.model(x_adv).argmax(1) == y)).sum())
+        clean, robust = parallel.total(torch.tensor([clean, robust])).tolist()
         return clean / len(self.y_val), robust / len(self.y_val)
 
     def _save(self) -> None:
@@ -270,17 +287,20 @@ class Trainer:
             self.checkpoints.save(self.state, self.good)
 
     def _save_if_due(self, *, epoch_ends: bool) -> None:
-        if self.checkpoints is not None and self.checkpoints.due(epoch_ends=epoch_ends):
+        due = self.checkpoints is not None and self.checkpoints.due(epoch_ends=epoch_ends)
+        if parallel.decided(due):
             self._save()
 
     def _too_large(self) -> UserError:
         """What to do when memory runs out; the start of the epoch is saved, for the iteration is half done."""
-        if self.checkpoints is not None:
+        written = ""
+        if self.checkpoints is not None and parallel.rank() == 0:
             self.state.restore(self.good)
             self._save()
+            written = "a checkpoint of the epoch's start is written. "
         return UserError(
-            f"{self.recipe.name}: out of memory at epoch {self.state.epoch} on {self.device.type}; a checkpoint of the "
-            "epoch's start is written. Free the device and run again, or lower batch_size, px_batch_size or "
+            f"{self.recipe.name}: out of memory at epoch {self.state.epoch} on {self.device.type}; {written}"
+            "Free the device and run again, or lower batch_size, px_batch_size or "
             "buffer_size in params.yaml (which starts another run)"
         )
 
@@ -326,16 +346,21 @@ class _Signals:
 
 
 def pgd(model: EnergyModel, x: Tensor, y: Tensor, eps: float, steps: int, generator: torch.Generator) -> Tensor:
-    """PGD on the cross-entropy with step eps/4 from a random start; (N,C,H,W) in [0, 1]."""
-    return sign_ascent(
+    """PGD on the cross-entropy with step eps/4 from a random start; (N,C,H,W) in [0, 1].
+
+    The same images are given to all processes and come back to all of them; each attacks its share.
+    """
+    start, own = uniform_start(x, eps, generator), parallel.share(y)
+    x_adv = sign_ascent(
         model,
-        lambda logits: F.cross_entropy(logits, y, reduction="sum"),
-        x,
-        uniform_start(x, eps, generator),
+        lambda logits: F.cross_entropy(logits, own, reduction="sum"),
+        parallel.share(x),
+        parallel.share(start),
         eps=eps,
         step=eps / 4,
         steps=steps,
     )
+    return parallel.whole(x_adv, len(x))
 
 
 def _on(images: Tensor, device: torch.device) -> Tensor:

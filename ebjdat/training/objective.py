@@ -38,10 +38,11 @@ from torch import Tensor
 from ebjdat.config import Gap, Variant
 from ebjdat.model.energy import EnergyModel, energy
 from ebjdat.model.wideresnet import statistics
+from ebjdat.training import parallel
 from ebjdat.training.adversary import inner_objective, sign_ascent, uniform_start
 from ebjdat.training.replay_buffer import ReplayBuffer
 from ebjdat.training.samplers import chain
-from ebjdat.training.streams import Streams
+from ebjdat.training.streams import Streams, normal
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +82,9 @@ def energy_gap(adversarial: Tensor, clean: Tensor, form: Gap) -> Tensor:
     """G(E(x_adv) - E(x)) for paired energies (N,): the forms of the reading ``energy``."""
     gap = adversarial - clean
     if form == "mean_hinge":
-        return gap.mean().clamp_min(0.0)
+        return parallel.mean(gap).clamp_min(0.0)
     if form == "mean_absolute":
-        return gap.mean().abs()
+        return parallel.mean(gap).abs()
     if form == "sample_hinge":
         return gap.clamp_min(0.0).mean()
     if form == "sample_absolute":
@@ -202,7 +203,7 @@ class TRADES:
             model,
             lambda logits: F.kl_div(F.log_softmax(logits, dim=1), reference, reduction="sum"),
             x,
-            x + 0.001 * torch.randn(x.shape, generator=generator, device=x.device),
+            x + 0.001 * normal(x, generator),
             eps=self.eps,
             step=self.step * self.eps,
             steps=self.steps,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ import torch
 from ebjdat import files
 from ebjdat.config import Params
 from ebjdat.data.prepared import load_prepared
-from ebjdat.device import choose_device
+from ebjdat.device import choose_device, processors
 from ebjdat.errors import DivergenceError, UserError
 from ebjdat.model import description
 from ebjdat.model.store import load_model, model_digest, save_model
 from ebjdat.subject import Subject, data_digest
+from ebjdat.training import parallel
 from ebjdat.training.aftermath import write_aftermath
-from ebjdat.training.loop import Outcome, Trainer
+from ebjdat.training.loop import Outcome, Report, Trainer
 from ebjdat.training.recipes import recipe
 from ebjdat.training.state import Checkpoints
 
@@ -38,6 +40,8 @@ def train_subject(
         folder: where the model goes; ``subject.model_dir`` if None.
         note: gets each rollback.
 
+    Of several processes (see ``ebjdat.training.parallel``) the first writes; the others return nothing.
+
     Writes ``best.pt``, ``last.pt``, ``model.json``, ``history.jsonl``, ``summary.json`` and, for models that
     generate, ``buffer.npz`` (``images`` float32 (size,C,H,W), replay buffer of the best epoch).
 
@@ -46,19 +50,26 @@ def train_subject(
         DivergenceError: training diverged for good; the message names the folder with statistics and samples.
         Interrupted: SIGTERM or Ctrl-C, after a checkpoint.
     """
-    device = choose_device(params.device)
-    if params.current.training.shared.threads is not None:
-        torch.set_num_threads(params.current.training.shared.threads)
+    with parallel.joined(choose_device(params.device)) as device:
+        if parallel.rank():
+            report = note = lambda row: None
+        return _train(params, subject, report, folder or subject.model_dir, note, device)
+
+
+def _train(
+    params: Params, subject: Subject, report: Report, output: Path, note: Report, device: torch.device
+) -> dict[str, Any]:
+    _set_threads(params.current.training.shared.threads)
     data = load_prepared(subject.data_dir)
     identity = subject.identity(params, "train", data_digest(subject.profile))
     # In the main checkout, outside DVC's outputs: a queued run that was stopped goes on from another copy.
     resume = files.scratch("resume", identity)
     key = {"identity": identity, **_flat(subject.resolved(params, "train")), "data": data.digest}
-    output = folder or subject.model_dir
-    with (
-        files.hold(resume.with_suffix(".lock"), f"training of {subject.name}"),
-        files.hold(output.with_name(f".{output.name}.lock"), f"the model folder {output}"),
-    ):
+    key["devices"] = parallel.world()  # another number rounds differently
+    with ExitStack() as locks:
+        if not parallel.rank():
+            locks.enter_context(files.hold(resume.with_suffix(".lock"), f"training of {subject.name}"))
+            locks.enter_context(files.hold(output.with_name(f".{output.name}.lock"), f"the model folder {output}"))
         checkpoints = Checkpoints(resume, key)
         trainer = Trainer(
             recipe(params, subject),
@@ -72,6 +83,8 @@ def train_subject(
             note=note,
         )
         outcome = _run(trainer, files.scratch("diverged", f"{subject.run_name}-{identity}"))
+        if parallel.rank():
+            return {}
         files.write_json(output / description.NAME, description.describe(params, subject, data, identity).plain())
         summary = _write(output, outcome, identity)
         checkpoints.clear()
@@ -98,6 +111,13 @@ def copy_trained(source: Path, folder: Path, identity: str) -> bool:
     for path in sorted(source.iterdir(), key=lambda path: path.name == "summary.json"):
         shutil.copyfile(path, folder / path.name)
     return True
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+    elif parallel.world() > 1:
+        torch.set_num_threads(max(1, processors() // parallel.world()))
 
 
 def _run(trainer: Trainer, aftermath: Path) -> Outcome:

@@ -24,6 +24,7 @@ from torch import Tensor
 from ebjdat.config import Variant
 from ebjdat.model.energy import EnergyModel
 from ebjdat.model.wideresnet import statistics
+from ebjdat.training.streams import normal
 
 
 class Start(Protocol):
@@ -75,8 +76,7 @@ def chain(
                 gradient = gradient.clamp(-variant.gradient_clamp, variant.gradient_clamp)
             x = x.detach() - length * gradient
             if variant.chain_noise:
-                noise = torch.randn(x.shape, generator=generator, device=x.device)
-                x = x + 0.5 * variant.chain_noise * noise
+                x = x + 0.5 * variant.chain_noise * normal(x, generator)
             if variant.clamp_pixels:
                 x = x.clamp(0.0, 1.0)
     return x.detach()

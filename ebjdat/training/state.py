@@ -28,6 +28,7 @@ from ebjdat import files, provenance
 from ebjdat.errors import UserError
 from ebjdat.model.energy import EnergyModel
 from ebjdat.model.store import read_payload
+from ebjdat.training import parallel
 from ebjdat.training.replay_buffer import ReplayBuffer
 from ebjdat.training.streams import Streams
 
@@ -155,14 +156,16 @@ class Checkpoints:
         Raises:
             UserError: the disk is full or not writable; earlier checkpoints stay.
         """
-        started = self._clock()
+        started, saved = self._clock(), state.snapshot() if state.step else good
+        if parallel.rank():  # it has given its part of the snapshot; the first process writes
+            return
         try:
             best = self._save_best(state.best)
             name = _name(good)
             if name not in self._hashes or not state.step:
                 self._write(good, best, {})
             if state.step:
-                self._write(state.snapshot(), best, {"good": name, "good_sha256": self._hashes[name]})
+                self._write(saved, best, {"good": name, "good_sha256": self._hashes[name]})
         except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
             raise UserError(f"{self.folder}: the checkpoint could not be written ({reason})") from error
@@ -235,7 +238,8 @@ class Checkpoints:
         Raises:
             UserError: checkpoints are there but none is whole, or they are of another run.
         """
-        for leftover in (*self.folder.glob(".step-*"), *self.folder.glob(".best*")):
+        leftovers = [] if parallel.rank() else [*self.folder.glob(".step-*"), *self.folder.glob(".best*")]
+        for leftover in leftovers:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         names = self._names()
         for path in reversed(names):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from ebjdat.training import parallel
 
 PURPOSES = ("order", "augment", "noise", "chains", "buffer", "attack")
 
@@ -16,14 +19,36 @@ def derive(seed: int, *parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
+class Stream(torch.Generator):
+    """A generator of numbers for whole batches, of which each process works on its share."""
+
+
+def uniform(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Numbers of U(0, 1) in the shape and type of ``like`` (N,...), this process's share of a batch.
+
+    A :class:`Stream` draws for the whole batch, so that it walks on as in a single process.
+    """
+    return _drawn(torch.rand, like, generator)
+
+
+def normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    """The same for N(0, 1)."""
+    return _drawn(torch.randn, like, generator)
+
+
+def _drawn(kind: Callable[..., Tensor], like: Tensor, generator: torch.Generator) -> Tensor:
+    shared = isinstance(generator, Stream)
+    count = len(like) * (parallel.world() if shared else 1)
+    numbers = kind((count, *like.shape[1:]), generator=generator, device=like.device)
+    return parallel.share(numbers) if shared else numbers
+
+
 class Streams:
     """The generators of one training run, addressed by purpose: ``streams.order`` and so on."""
 
     def __init__(self, seed: int, name: str, device: torch.device) -> None:
         self.seed, self.name = seed, name
-        self.generators = {
-            purpose: torch.Generator(device).manual_seed(derive(seed, name, purpose)) for purpose in PURPOSES
-        }
+        self.generators = {purpose: Stream(device).manual_seed(derive(seed, name, purpose)) for purpose in PURPOSES}
 
     def __getattr__(self, purpose: str) -> torch.Generator:
         try:
