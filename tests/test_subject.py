@@ -101,7 +101,9 @@ def test_the_base_method_has_its_own_chain_and_no_adversarial_terms() -> None:
         ("profiles.digits.evaluation.generation.samples", 10, {"generate"}),
         ("profiles.digits.evaluation.generation.chain_steps", 10, {"clean", "generate", "masking"}),
         ("profiles.digits.evaluation.batch_size", 10, ALL - {"train", "generate"}),
+        ("profiles.digits.training.shared.bn_parts", 2, ALL),
         ("device", "cpu", set()),
+        ("devices", 2, set()),
     ],
 )
 def test_a_parameter_makes_stale_exactly_what_it_can_change(path: str, new: object, expected: set[str]) -> None:

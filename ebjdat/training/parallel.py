@@ -214,4 +214,4 @@ def with_averaged_gradients(model: nn.Module, loss: Callable[[Any, Any], Any]) -
     """
     if world() == 1:
         return lambda prepared: loss(model, prepared)
-    return DistributedDataParallel(_Loss(model, loss), broadcast_buffers=False)
+    return DistributedDataParallel(_Loss(model, loss))
