@@ -30,7 +30,8 @@ def train_with_curves(params: Params, subject: Subject, folder: Path | None = No
             return
     count = launch.processes(params, subject)
     if count > 1 and not parallel.launched():
-        return launch.start(count, sys.argv[1:])
+        launch.start(count, sys.argv[1:])
+        return
     if parallel.rank():
         train_subject(params, subject, folder=folder)
         return

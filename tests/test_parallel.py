@@ -40,7 +40,7 @@ def two(folder: Path, signals: None) -> list[dict[str, Any]]:
     """What each of two processes found."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        launch.start(2, "tests.parallel_worker", ["train", str(folder)])
+        launch.start(2, ["train", str(folder)], "tests.parallel_worker")
     return [torch.load(folder / f"train-{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -91,7 +91,7 @@ def test_a_checkpoint_of_another_number_of_devices_is_refused(two: list[dict[str
 def test_a_process_that_fails_ends_the_run_with_its_code(folder: Path, signals: None) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
         patch.chdir(ROOT)
-        launch.start(2, "tests.parallel_worker", ["fail", str(folder)])
+        launch.start(2, ["fail", str(folder)], "tests.parallel_worker")
     assert end.value.code == 7
 
 

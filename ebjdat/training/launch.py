@@ -57,7 +57,7 @@ def batches(params: Params, subject: Subject) -> dict[str, int]:
     return sizes
 
 
-def start(count: int, arguments: Sequence[str], module: str | None = None) -> None:
+def start(count: int, arguments: Sequence[str], module: str = "") -> None:
     """Run ``python -m module arguments`` in ``count`` processes of this machine, to the end.
 
     Without a module it is the one that runs now.
@@ -71,7 +71,7 @@ def start(count: int, arguments: Sequence[str], module: str | None = None) -> No
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(GRACE_SECONDS))
-    module = module or sys.modules["__main__"].__spec__.name
+    module = module or getattr(sys.modules["__main__"], "__spec__").name
     options = ["--standalone", "--nproc-per-node", str(count), "--module", module, *arguments]
     try:
         torchrun.run(torchrun.parse_args(options))
