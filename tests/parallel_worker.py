@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ebjdat.config import Params
-from ebjdat.data.gaussians import fit_mixture
+from ebjdat.data.gaussians import Mixture, fit_mixture
 from ebjdat.data.prepared import Prepared
 from ebjdat.errors import Interrupted
 from ebjdat.subject import Subject
@@ -40,7 +40,9 @@ def data() -> Prepared:
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(60) % 10
     x = (0.1 * y[:, None, None, None] + 0.05 * torch.rand(60, 1, 8, 8, generator=generator)).clamp(0, 1)
-    return Prepared(x, y, x[:21], y[:21], x[:20], y[:20], "digest", fit_mixture(x, y), 16)
+    mixture = fit_mixture(x, y)
+    mixture = Mixture(mixture.mean.to(x.dtype), mixture.chol.to(x.dtype), mixture.shape)
+    return Prepared(x, y, x[:21], y[:21], x[:20], y[:20], "digest", mixture, 16)
 
 
 def trainer(case: str, folder: Path | None = None, key: dict[str, Any] | None = None) -> Trainer:
@@ -54,6 +56,8 @@ def trainer(case: str, folder: Path | None = None, key: dict[str, Any] | None = 
         f"profiles.digits.training.shared.{name}": value
         for name, value in {"buffer_size": 45, "bn_images": 30, "validation_steps": 2}.items()
     }
+    if variant is not None:
+        values |= {f"variants.{variant}.{name}": 3 for name in ("steps", "attack_steps")}
     for path, value in (values | changes).items():
         params = changed(params, path, value)
     return new_trainer(params, subject, None if folder is None else Checkpoints(folder, key or {}))
@@ -76,21 +80,19 @@ def new_trainer(params: Params, subject: Subject, checkpoints: Checkpoints | Non
 def one_iteration(case: str) -> dict[str, Any]:
     """Weights, running statistics, buffer and terms after one iteration, and statistics estimated afresh.
 
-    In float64, where equal sums in another order are equal to twelve digits.
+    In float64 up to the logits, so that sums in another order differ by less than a sign's worth.
     """
     torch.set_default_dtype(torch.float64)
     try:
         run = trainer(case)
-        run.x, run.x_val = run.x.double(), run.x_val.double()
         run.state.model.double()
         run._loss = parallel.with_averaged_gradients(run.state.model, run.recipe.objective.loss)
         run._iteration(run._batch(run._order("labelled"), run._order("px")))
         state = run.state.snapshot()
         run._estimate_statistics()
         estimated = {name: value.clone() for name, value in run.state.model.state_dict().items() if "running" in name}
-        sums = {name: parallel.average(value) for name, value in state["sums"].items()}
         buffer = {} if state["buffer"] is None else {"buffer": state["buffer"]}
-        return {"model": state["model"], "sums": sums, "estimated": estimated, **buffer}
+        return {"model": state["model"], "sums": state["sums"], "estimated": estimated, **buffer}
     finally:
         torch.set_default_dtype(torch.float32)
 

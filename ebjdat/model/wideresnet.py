@@ -34,15 +34,16 @@ class BatchNorm(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise (N,C,H,W); see the class for which statistics."""
         if self.training and self.parts > 1:
-            return self._by_parts(input)
+            return self.by_parts(input, self.parts)
         if self.training and not self.track:
             return F.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
         return super().forward(input)
 
-    def _by_parts(self, input: Tensor) -> Tensor:
+    def by_parts(self, input: Tensor, parts: int) -> Tensor:
+        """Normalise ``parts`` equal parts of a training batch apart."""
         normalised = []
-        seen = self.weight.new_zeros(self.parts, 2, self.num_features)
-        for part, (centre, variance) in zip(input.chunk(self.parts), seen, strict=True):
+        seen = self.weight.new_zeros(parts, 2, self.num_features)
+        for part, (centre, variance) in zip(input.chunk(parts), seen, strict=True):
             normalised.append(F.batch_norm(part, centre, variance, self.weight, self.bias, True, 1.0, self.eps))
         if self.track:
             self.update_running(*seen.mean(0))

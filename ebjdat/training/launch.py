@@ -60,7 +60,7 @@ def batches(params: Params, subject: Subject) -> dict[str, int]:
 def start(count: int, arguments: Sequence[str], module: str = "") -> None:
     """Run ``python -m module arguments`` in ``count`` processes of this machine, to the end.
 
-    Without a module it is the one that runs now.
+    Without a module it is the one that runs now, as ``python -m`` started it.
 
     Raises:
         Interrupted: SIGTERM or Ctrl-C came and was passed on.
@@ -71,8 +71,9 @@ def start(count: int, arguments: Sequence[str], module: str = "") -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(GRACE_SECONDS))
-    module = module or getattr(sys.modules["__main__"], "__spec__").name
-    options = ["--standalone", "--nproc-per-node", str(count), "--module", module, *arguments]
+    running = sys.modules["__main__"].__spec__
+    name = module or (running.name if running else "")
+    options = ["--standalone", "--nproc-per-node", str(count), "--module", name, *arguments]
     try:
         torchrun.run(torchrun.parse_args(options))
     except ChildFailedError as error:

@@ -29,7 +29,7 @@ from ebjdat.training import parallel
 from ebjdat.training.adversary import sign_ascent, uniform_start
 from ebjdat.training.augmentation import add_noise, augment
 from ebjdat.training.normalisation import estimate_statistics
-from ebjdat.training.objective import Batch
+from ebjdat.training.objective import Batch, Terms
 from ebjdat.training.optimisers import learning_rate, new_optimiser, sharpest_neighbour
 from ebjdat.training.recipes import Recipe
 from ebjdat.training.replay_buffer import ReplayBuffer, ShardedBuffer
@@ -206,9 +206,9 @@ class Trainer:
                 self._loss(prepared)[0].backward()
         limit = self.shared.gradient_clip
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), float("inf") if limit is None else limit)
-        self._check(terms, norm, prepared.x_gen)
+        checked = self._check(terms, norm, prepared.x_gen)
         state.optimiser.step()
-        for name, value in terms.items():
+        for name, value in checked.items():
             state.sums[name] = state.sums[name] + value if name in state.sums else value.clone()
 
     def _set_rate(self) -> None:
@@ -217,15 +217,20 @@ class Trainer:
         for group in self.state.optimiser.param_groups:
             group["lr"] = rate * self.state.rate_cut
 
-    def _check(self, terms: dict[str, Tensor], norm: Tensor, chain: Tensor | None) -> None:
-        """One transfer to the host per iteration: all scalars that must be finite."""
+    def _check(self, terms: Terms, norm: Tensor, chain: Tensor | None) -> Terms:
+        """One transfer to the host per iteration: all scalars that must be finite.
+
+        Returns:
+            The terms, as means over all processes.
+        """
         values = {**terms, "gradient norm": norm}
         if chain is not None and self.state.buffer is not None:
             # A mean is finite where every value is.
             values |= {"chain mean": chain.mean(), "buffer mean": self.state.buffer.mean()}
             values["energy_gap_px"] = terms["energy_data"] - terms["energy_generated"]
-        stacked = parallel.average(torch.stack([value.detach().float() for value in values.values()])).tolist()
-        self.supervisor.check(self.state, dict(zip(values, stacked, strict=True)))
+        stacked = parallel.average(torch.stack([value.detach().float() for value in values.values()]))
+        self.supervisor.check(self.state, dict(zip(values, stacked.tolist(), strict=True)))
+        return dict(zip(terms, stacked, strict=False))
 
     def _shown(self) -> dict[str, float]:
         row = self.state.history[-1] if self.state.history else {}
@@ -234,9 +239,7 @@ class Trainer:
     def _finish_epoch(self) -> dict[str, Any]:
         """Select on the validation split with re-estimated statistics; then training's own return."""
         state = self.state
-        terms = {
-            name: float(parallel.average(value)) / self.steps_per_epoch for name, value in sorted(state.sums.items())
-        }
+        terms = {name: float(value) / self.steps_per_epoch for name, value in sorted(state.sums.items())}
         training = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
         self._estimate_statistics()
         clean, robust = self._validate()

@@ -155,13 +155,15 @@ class _Sum(torch.autograd.Function):
 class SyncBatchNorm(BatchNorm):
     """BatchNorm over the batch of all processes, on any device; shares may differ in size.
 
-    With ``parts`` above 1 each process normalises its own parts, and running statistics are averaged.
+    With ``parts`` above 1 each process normalises its share of them, and running statistics are averaged.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise this process's share (N,C,H,W)."""
-        if not self.training or self.parts > 1 or world() == 1:
+        if not self.training or world() == 1:
             return super().forward(input)
+        if self.parts > 1:
+            return self.by_parts(input, self.parts // world())
         x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
         centre, variance, count = self._moments(x)
         if self.track:
@@ -193,7 +195,6 @@ def synchronise(model: nn.Module) -> None:
     for module in model.modules():
         if world() > 1 and type(module) is BatchNorm:
             module.__class__ = SyncBatchNorm
-            module.parts = max(1, module.parts // world())
 
 
 class _Loss(nn.Module):
