@@ -288,7 +288,9 @@ def load_params(path: str | Path = "params.yaml") -> Params:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run from the repository root") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates and huge numbers: ValueError
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     return parse_params(raw)
 
@@ -365,6 +367,8 @@ _FRACTION = re.compile(r"\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*/\s*([\d.]+(?:[eE][
 def _as_number(value: object, key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise UserError(f"{key}: expected a number, got {_show(value)}")
+    if isinstance(value, int) and abs(value) > 2**63:
+        raise UserError(f"{key}: expected a number of at most 19 digits, got one of {value.bit_length()} bits")
     if isinstance(value, str):
         try:
             fraction = _FRACTION.fullmatch(value)
@@ -377,7 +381,10 @@ def _as_number(value: object, key: str) -> float:
 
 
 def _show(value: object) -> str:
-    text = "null" if value is None else repr(value)
+    try:
+        text = "null" if value is None else repr(value)
+    except ValueError:  # Python refuses to print very long numbers
+        text = "a very long number"
     return text if len(text) <= 60 else text[:57] + "..."
 
 

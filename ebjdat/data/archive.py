@@ -10,6 +10,7 @@ from __future__ import annotations
 import lzma
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -65,6 +66,22 @@ def extract(archive: str | Path, target: str | Path, limit: int) -> list[Path]:
     return written
 
 
+_FAULTS = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,  # encrypted, or compressed by a method that Python lacks
+    ValueError,
+)
+"""What the readers of tar and zip throw at damaged input."""
+
+
 @contextmanager
 def _opened(archive: Path) -> Iterator[tarfile.TarFile | zipfile.ZipFile]:
     if not archive.is_file():
@@ -74,7 +91,7 @@ def _opened(archive: Path) -> Iterator[tarfile.TarFile | zipfile.ZipFile]:
             yield opened
     except FileExistsError as error:
         raise UserError(f"{archive}: {error.filename} exists already and is not overwritten") from None
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+    except _FAULTS as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise UserError(f"{archive} could not be unpacked: {error.strerror}") from None
         page = " (it is a web page: a failed download?)" if looks_like_html(archive) else ""

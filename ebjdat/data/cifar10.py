@@ -111,7 +111,13 @@ def load_cifar10(folder: str | None = None, say: Say = print) -> Source:
 
 
 def parse_batch(batch: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, 3, 32, 32) uint8 and labels (N,) uint8 of one official binary batch."""
+    """Images (N, 3, 32, 32) uint8 and labels (N,) uint8 of one official binary batch.
+
+    Raises:
+        UserError: the bytes are not a whole number of images with their labels.
+    """
+    if not batch or len(batch) % (1 + PIXELS):
+        raise UserError(f"a batch of CIFAR-10: expected a multiple of {1 + PIXELS} bytes, got {len(batch)}")
     rows = np.frombuffer(batch, np.uint8).reshape(-1, 1 + PIXELS)
     return rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0]
 

@@ -1,0 +1,206 @@
+"""Bad input of every kind: whatever a file holds, the user gets one sentence and no traceback."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ebjdat.config import load_params, parse_params
+from ebjdat.data.archive import extract
+from ebjdat.data.cifar10 import parse_batch, read_arrays_pickle, read_folder
+from ebjdat.data.prepared import load_prepared
+from ebjdat.errors import UserError
+from ebjdat.files import read_json
+from ebjdat.model.store import load_model, read_payload
+from ebjdat.provenance import ROOT
+
+TEXT = (ROOT / "params.yaml").read_text(encoding="utf-8")
+RAW = yaml.safe_load(TEXT)
+LIMIT = 100_000
+MANY = int(os.environ.get("EBJDAT_FUZZ", "60"))
+"""Inputs of each kind; raise it by EBJDAT_FUZZ for a longer search."""
+SOME = settings(
+    max_examples=MANY, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
+
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.sampled_from([10**400, -(10**4000), 2**63]),
+    st.floats(allow_nan=True),
+    st.text(max_size=8),
+    st.sampled_from(["8/255", "8/0", "1e-4", "1e999", "../..", "nan", "8/255/1", "ебать", "\x00"]),
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(scalars.filter(bool), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def keys(node: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths of everything in a tree."""
+    found = [prefix] if prefix else []
+    if isinstance(node, dict):
+        for name, item in node.items():
+            found += keys(item, (*prefix, name))
+    return found
+
+
+def changed(path: tuple[Any, ...], value: Any, drop: bool) -> dict[str, Any]:
+    raw = copy.deepcopy(RAW)
+    node = raw
+    for name in path[:-1]:
+        node = node[name]
+    if drop:
+        del node[path[-1]]
+    else:
+        node[path[-1]] = value
+    return raw
+
+
+def only_user_errors(call: Any, *arguments: Any) -> None:
+    """Anything but success or a UserError of one clear line fails the test with its traceback."""
+    try:
+        call(*arguments)
+    except UserError as error:
+        assert str(error).strip()
+
+
+@SOME
+@given(path=st.sampled_from(keys(RAW)), value=values, drop=st.booleans())
+def test_any_value_at_any_key_of_the_parameters_is_taken_or_refused_in_one_sentence(
+    path: tuple[Any, ...], value: Any, drop: bool
+) -> None:
+    only_user_errors(parse_params, changed(path, value, drop))
+
+
+@SOME
+@given(raw=values)
+def test_parameters_that_are_no_mapping_at_all_are_refused(raw: Any) -> None:
+    with pytest.raises(UserError):
+        parse_params(raw)
+
+
+@SOME
+@given(at=st.integers(0, len(TEXT)), length=st.integers(0, 40), put=st.text(max_size=20) | st.binary(max_size=8))
+def test_a_parameter_file_with_any_edit_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, at: int, length: int, put: str | bytes
+) -> None:
+    path = tmp_path_factory.mktemp("params") / "params.yaml"
+    new = put.encode("utf-8", "surrogatepass") if isinstance(put, str) else put
+    content = TEXT.encode()
+    path.write_bytes(content[:at] + new + content[at + length :])
+    only_user_errors(load_params, path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: 2026-13-45\n",  # YAML takes it for a date
+        "a: &a [*a]\n",
+        "? [1, 2]\n: 3\n",
+        "a: !!python/object/apply:os.system [true]\n",
+        "[" * 5000,
+        "a: 0x" + "f" * 5000 + "\n",
+        "a: " + "9" * 5000 + "\n",
+        "a: !!binary x\n",
+        "",
+    ],
+    ids=["date", "cycle", "list as key", "object", "deep", "large hex", "large number", "binary", "empty"],
+)
+def test_yaml_that_is_odd_or_hostile_is_refused_in_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(UserError):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_a_folder_in_place_of_the_parameters_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        load_params(tmp_path)
+
+
+def _tar(mode: str) -> bytes:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode=mode) as archive:  # type: ignore[call-overload]
+        for name in ("one.txt", "folder/two.txt"):
+            entry = tarfile.TarInfo(name)
+            entry.size = 300
+            archive.addfile(entry, io.BytesIO(bytes(range(100)) * 3))
+    return sink.getvalue()
+
+
+def _zip() -> bytes:
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("one.txt", bytes(range(100)) * 3)
+        archive.writestr("folder/two.txt", b"2")
+    return sink.getvalue()
+
+
+ARCHIVES = [_tar("w"), _tar("w:gz"), _tar("w:bz2"), _tar("w:xz"), _zip()]
+
+
+@settings(SOME, max_examples=3 * MANY)
+@given(
+    archive=st.sampled_from(ARCHIVES),
+    edits=st.lists(st.tuples(st.integers(0, 4000), st.binary(min_size=1, max_size=4)), max_size=4),
+    keep=st.none() | st.integers(0, 4000),
+)
+def test_a_damaged_archive_is_refused_and_nothing_lands_outside_its_target(
+    tmp_path_factory: pytest.TempPathFactory, archive: bytes, edits: list[tuple[int, bytes]], keep: int | None
+) -> None:
+    folder = tmp_path_factory.mktemp("fuzz")
+    content = bytearray(archive)
+    for at, put in edits:
+        at %= len(content)
+        content[at : at + len(put)] = put
+    (folder / "archive").write_bytes(content[:keep])
+    only_user_errors(extract, folder / "archive", folder / "in" / "target", LIMIT)
+    outside = {path for path in folder.rglob("*") if path.is_file()} - {folder / "archive"}
+    assert all(path.is_relative_to(folder / "in" / "target") for path in outside)
+
+
+@SOME
+@given(content=st.binary(max_size=400))
+def test_any_bytes_are_refused_by_every_reader_of_files(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    folder = tmp_path_factory.mktemp("bytes")
+    for name in ("archive", "state.pt", "manifest.json", "arrays.npz", "cifar-10-binary.tar.gz", "data_batch_1.bin"):
+        (folder / name).write_bytes(content)
+    for read, path in (
+        (lambda p: extract(p, folder / "target", LIMIT), folder / "archive"),
+        (read_payload, folder / "state.pt"),
+        (load_model, folder / "state.pt"),
+        (read_json, folder / "manifest.json"),
+        (load_prepared, folder),
+        (read_folder, folder),
+        (read_folder, folder / "cifar-10-binary.tar.gz"),
+        (lambda p: read_arrays_pickle(p.read_bytes(), p.name), folder / "archive"),
+        (lambda p: parse_batch(p.read_bytes()), folder / "data_batch_1.bin"),
+    ):
+        only_user_errors(read, path)
+
+
+PICKLE = b"\x80\x02}q\x00(U\x06labelsq\x01]q\x02(K\x01K\x02eU\x04dataq\x03cnumpy\nndarray\nq\x04K\x00\x85\x81u."
+
+
+@settings(SOME, max_examples=3 * MANY)
+@given(edits=st.lists(st.tuples(st.integers(0, len(PICKLE) - 1), st.integers(0, 255)), min_size=1, max_size=5))
+def test_a_pickle_with_any_edit_is_read_as_plain_values_or_refused(edits: list[tuple[int, int]]) -> None:
+    content = bytearray(PICKLE)
+    for at, value in edits:
+        content[at] = value
+    only_user_errors(read_arrays_pickle, bytes(content), "batch")
