@@ -181,6 +181,21 @@ def test_per_image_energies_and_margins_are_those_of_the_logits(images: tuple[Te
     np.testing.assert_array_equal(arrays["label"], y)
 
 
+def test_the_first_images_of_each_class_are_kept_with_their_attacked_versions(images: tuple[Tensor, Tensor]) -> None:
+    x, y = images
+    arrays = evaluate_clean(images).arrays or {}
+    clean, attacked = arrays["pictures/clean"], arrays["pictures/adversarial"]
+    assert clean.dtype == attacked.dtype == np.uint8 and clean.shape == attacked.shape
+    first = [int(place) for label in y.unique() for place in (y == label).nonzero()[:2]]
+    np.testing.assert_array_equal(arrays["pictures/label"], y[first])
+    np.testing.assert_array_equal(clean, (x[first] * 255).round().byte())
+    difference = np.abs(attacked.astype(int) - clean.astype(int))
+    assert 0 < difference.max() <= 33
+    predicted = trained(adversarial=True)(x[first]).argmax(1)
+    np.testing.assert_array_equal(arrays["pictures/clean-prediction"], predicted)
+    assert arrays["pictures/adversarial-prediction"].shape == predicted.shape
+
+
 def test_the_training_adversary_is_audited_against_its_own_bound(images: tuple[Tensor, Tensor]) -> None:
     def craft(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         return (x + 0.2).clamp(0, 1)

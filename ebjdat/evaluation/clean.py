@@ -29,6 +29,8 @@ from ebjdat.model.energy import energy
 
 PREDICTED = 100
 """Images whose predictions are compared between batch sizes."""
+PICTURED = 2
+"""Images per class, the first of the test order, that are kept with their attacked version to look at."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ def evaluate(
         audits=audits | more,
         settings={case.name: case.settings("pgd") for case in cases},
         arrays=_arrays(seen)
+        | _pictures(best, cases[0], kinds["adversarial"][0], batches)
         | {f"reliability/{name}": column for name, column in table.items()}
         | {"label": y.cpu().numpy()},
     )
@@ -254,6 +257,19 @@ def _detection(seen: Mapping[str, Seen], sets: Mapping[str, Tensor]) -> dict[str
 def _reliability(model: nn.Module, x: Tensor, y: Tensor, batches: Batches) -> dict[str, np.ndarray]:
     confidence, predicted = logits_of(model, x, batches).softmax(1).max(1)
     return distributions.reliability(confidence.cpu().numpy(), (predicted == y).cpu().numpy())
+
+
+def _pictures(model: nn.Module, case: Case, x_adv: Tensor, batches: Batches) -> dict[str, np.ndarray]:
+    """``pictures/clean`` and ``-/adversarial`` uint8 (n,C,H,W) in 0..255, labels and predictions (n,)."""
+    found = [(case.y == label).nonzero().squeeze(1)[:PICTURED] for label in case.y.unique()]
+    chosen = torch.cat(found)
+    images = {"clean": case.x[chosen], "adversarial": x_adv[chosen]}
+    arrays = {f"pictures/{name}": (x * 255.0).round().to(torch.uint8).cpu().numpy() for name, x in images.items()}
+    arrays |= {
+        f"pictures/{name}-prediction": logits_of(model, x, batches).argmax(1).cpu().numpy()
+        for name, x in images.items()
+    }
+    return arrays | {"pictures/label": case.y[chosen].cpu().numpy()}
 
 
 def _arrays(seen: Mapping[str, Seen]) -> dict[str, np.ndarray]:
