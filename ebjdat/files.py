@@ -168,8 +168,12 @@ def main_checkout() -> Path:
 
 
 def scratch(*parts: str) -> Path:
-    """A path below ``.mlflow/`` in the main checkout, for what goes on from there and never into git."""
-    return main_checkout().joinpath(".mlflow", *parts)
+    """A path below ``.mlflow/`` in the main checkout, for what goes on from there and never into git.
+
+    ``EBJDAT_SCRATCH`` names another folder: a campaign keeps it beside its rows, so that both travel together.
+    """
+    named = os.environ.get("EBJDAT_SCRATCH")
+    return Path(named).resolve().joinpath(*parts) if named else main_checkout().joinpath(".mlflow", *parts)
 
 
 @contextlib.contextmanager

@@ -6,13 +6,18 @@ predecessors use (Grathwohl et al., ICLR 2020, arXiv:1912.03263).
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ebjdat.errors import UserError
 from ebjdat.evaluation.cases import stream
 
+PICTURES = ("china.jpg", "flower.jpg")
 PATCH = 64
 """Side of a patch of a photograph before it is scaled down, pixels."""
 
@@ -28,11 +33,9 @@ def outliers(x: Tensor, seed: int) -> dict[str, Tensor]:
 
 def photographs(n: int, shape: tuple[int, ...], seed: int) -> Tensor:
     """Patches of scikit-learn's two sample photographs (china, flower), scaled to (C,H,W)."""
-    from sklearn.datasets import load_sample_images
-
     channels, height, width = shape
     generator = stream(seed, "photographs")
-    pictures = [torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in load_sample_images().images]
+    pictures = _sample_pictures()
     patches = []
     for index in range(n):
         picture = pictures[index % len(pictures)]
@@ -42,6 +45,30 @@ def photographs(n: int, shape: tuple[int, ...], seed: int) -> Tensor:
     images = torch.stack(patches).float() / 255.0
     images = images.mean(1, keepdim=True) if channels == 1 else images
     return F.adaptive_avg_pool2d(images, (height, width)).contiguous()
+
+
+def _sample_pictures() -> list[Tensor]:
+    """The photographs (3, H, W) uint8, read as files: importing scikit-learn takes seconds.
+
+    Raises:
+        UserError: scikit-learn's folder with its pictures is not on the path.
+    """
+    from PIL import Image
+
+    found = importlib.util.find_spec("sklearn")
+    folders = (
+        []
+        if found is None
+        else [Path(place) / "datasets" / "images" for place in found.submodule_search_locations or ()]
+    )
+    folder = next((folder for folder in folders if (folder / PICTURES[0]).is_file()), None)
+    if folder is None:
+        raise UserError(f"scikit-learn's sample pictures {', '.join(PICTURES)} are missing: install scikit-learn")
+    pictures = []
+    for name in PICTURES:
+        with Image.open(folder / name) as picture:
+            pictures.append(torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1))
+    return pictures
 
 
 def interpolated(x: Tensor, seed: int) -> Tensor:
