@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from ebjdat import command
-from ebjdat.evaluation.clean import Adversary, evaluate, read_generated
+from ebjdat.data.prepared import load_prepared
+from ebjdat.evaluation.clean import GENERATED, Adversary, evaluate
+from ebjdat.evaluation.samples import fresh, read_buffer
+from ebjdat.model.store import load_model
 from ebjdat.training.recipes import recipe
 from stages.evaluating import Task, begin
 
@@ -21,14 +26,25 @@ def adversary_of(task: Task) -> Adversary | None:
     return Adversary(trained.objective.craft, bound)  # type: ignore[attr-defined]  # every adversarial objective crafts
 
 
+def generated_by(task: Task) -> dict[str, Tensor] | None:
+    """The replay buffer, and as many fresh chains as test images; None for a model that does not generate."""
+    recipe = task.subject.recipe(task.params)
+    if recipe is None:
+        return None
+    prepared = load_prepared(task.subject.data_dir)
+    buffer = read_buffer(task.subject.model_dir / "buffer.npz", prepared.shape).clamp(0.0, 1.0).to(task.device)
+    model = load_model(task.subject.model_dir / "best.pt", task.device)
+    steps = task.params.current.evaluation.generation.chain_steps
+    chains = fresh(model, recipe, prepared, len(task.x), steps, task.subject.seed)
+    return {GENERATED: buffer, f"{GENERATED}-fresh": chains}
+
+
 def main() -> None:
     """Write the record ``clean`` of the model that ``--model`` names, or of the current one."""
     task = begin("clean", __doc__)
-    buffer = task.subject.model_dir / "buffer.npz"
-    generated = None if task.subject.is_baseline else read_generated(buffer, tuple(task.x.shape[1:])).to(task.device)
     checkpoints = ("best",) if task.subject.is_external else ("best", "last")
     models = {checkpoint: task.model(checkpoint) for checkpoint in checkpoints}
-    result = evaluate(models, task.x, task.y, generated=generated, adversary=adversary_of(task), **task.common)
+    result = evaluate(models, task.x, task.y, generated=generated_by(task), adversary=adversary_of(task), **task.common)
     task.finish(result)
 
 

@@ -9,9 +9,10 @@ from ebjdat.config import load_params
 from ebjdat.data.prepared import load_prepared
 from ebjdat.device import choose_device
 from ebjdat.errors import UserError
-from ebjdat.evaluation.generation import draw_samples, measure, read_buffer
+from ebjdat.evaluation.generation import draw_samples, measure
 from ebjdat.evaluation.pictures import draw_chains, draw_grid
 from ebjdat.evaluation.reference import load_reference
+from ebjdat.evaluation.samples import read_buffer
 from ebjdat.model.store import load_model
 from ebjdat.reporting.records import write_record
 from ebjdat.subject import Subject

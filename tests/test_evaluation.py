@@ -23,7 +23,7 @@ from ebjdat.attacks.audit import Audit
 from ebjdat.attacks.autoattack import CASCADE, Outcome
 from ebjdat.attacks.batches import Batches, correct
 from ebjdat.attacks.linf import PGD
-from ebjdat.errors import AuditError, UserError
+from ebjdat.errors import AuditError
 from ebjdat.evaluation import cases, clean, distributions, eot, robustness, selftest, sweep, transfer
 from ebjdat.evaluation.cases import attack_case, make_cases, noisy
 from ebjdat.evaluation.outliers import outliers
@@ -152,7 +152,7 @@ def test_clean_reports_both_checkpoints_under_both_protocols(images: tuple[Tenso
 
 
 def test_energies_have_gaps_with_their_sign_and_overlaps(images: tuple[Tensor, Tensor]) -> None:
-    result = evaluate_clean(images, generated=images[0])
+    result = evaluate_clean(images, generated={"generated": images[0], "generated-fresh": images[0]})
     arrays, values = result.arrays or {}, result.values
     for kind in ("adversarial", "targeted", "generated", "uniform-noise", "photographs", "interpolated"):
         gap = float(arrays[f"{kind}/energy"].mean() - arrays["clean/energy"].mean())
@@ -162,11 +162,15 @@ def test_energies_have_gaps_with_their_sign_and_overlaps(images: tuple[Tensor, T
     assert values["energy/gap-generated"] == 0.0 and values["energy/overlap-generated"] == pytest.approx(1.0)
     three = [arrays[f"{kind}/energy"] for kind in ("clean", "adversarial", "generated")]
     assert values["energy/overlap-all"] == pytest.approx(distributions.overlap(*three))
+    assert values["energy/overlap-all-fresh"] == values["energy/overlap-all"], "the same images under another name"
+    assert values["energy/gap-generated-fresh"] == 0.0
     assert values["energy/overlap-adversarial"] == pytest.approx(distributions.overlap(*three[:2]))
 
 
 def test_generated_images_far_away_do_not_change_how_adversarial_ones_overlap(images: tuple[Tensor, Tensor]) -> None:
-    near, far = (evaluate_clean(images, generated=x).values for x in (images[0], torch.zeros_like(images[0])))
+    near, far = (
+        evaluate_clean(images, generated={"generated": x}).values for x in (images[0], torch.zeros_like(images[0]))
+    )
     assert near["energy/gap-generated"] != far["energy/gap-generated"]
     assert near["energy/overlap-adversarial"] == far["energy/overlap-adversarial"]
 
@@ -205,19 +209,6 @@ def test_the_training_adversary_is_audited_against_its_own_bound(images: tuple[T
     assert "energy/gap-training-adversary" in result.values
     with pytest.raises(AuditError, match=r"training-adversary: 30 of 30 images leave the ball of radius 0\.1"):
         evaluate_clean(images, adversary=clean.Adversary(craft, 0.1))
-
-
-def test_a_models_own_samples_are_read_from_its_replay_buffer(tmp_path: Path) -> None:
-    path = tmp_path / "buffer.npz"
-    with pytest.raises(UserError, match=r"buffer\.npz is missing"):
-        clean.read_generated(path, (1, 8, 8))
-    np.savez(path, images=np.full((3, 1, 8, 8), 1.5, np.float32))
-    assert torch.equal(clean.read_generated(path, (1, 8, 8)), torch.ones(3, 1, 8, 8))
-    with pytest.raises(UserError, match=r"expected images of shape \(3, 32, 32\), got \(1, 8, 8\)"):
-        clean.read_generated(path, (3, 32, 32))
-    path.write_bytes(b"<html>")
-    with pytest.raises(UserError, match="is not a replay buffer"):
-        clean.read_generated(path, (1, 8, 8))
 
 
 def test_outliers_are_images_of_the_same_shape_and_not_the_data(images: tuple[Tensor, Tensor]) -> None:
@@ -412,6 +403,8 @@ def test_the_model_itself_as_surrogate_is_white_box_and_outside_the_worst_case(
     np.testing.assert_array_equal(result.rates["standard/transfer/worst"].per_image(), np.logical_and.reduce(parts))
     on_itself = result.values["standard/transfer/pgd_at/pgd/on-surrogate"]
     assert on_itself == pytest.approx(accuracy(result, "standard/transfer/pgd_at/pgd"))
+    own = result.rates["standard/transfer/pgd_at/worst"], result.rates["standard/transfer/undefended/worst"]
+    assert own[1] == result.rates["standard/transfer/worst"] and own[0].correct < own[1].correct
 
 
 # Sweep and EOT

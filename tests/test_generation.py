@@ -21,10 +21,10 @@ from ebjdat.evaluation.generation import (
     measure,
     most_confident,
     nearest_distances,
-    read_buffer,
 )
 from ebjdat.evaluation.pictures import draw_chains, draw_grid
 from ebjdat.evaluation.reference import Reference, build_reference, load_reference
+from ebjdat.evaluation.samples import fresh, read_buffer
 from ebjdat.evaluation.statistics import Result
 from ebjdat.model.energy import EnergyModel
 from ebjdat.model.store import Architecture, new_model
@@ -111,6 +111,19 @@ def test_snapshots_run_from_the_start_to_the_last_step(data: Prepared) -> None:
     samples = drawn(data)
     assert samples.snapshot_steps == (0, 1, 2, 3)
     assert len(samples.snapshots) == 4 and not torch.equal(samples.snapshots[0], samples.snapshots[-1])
+
+
+def test_fresh_chains_are_the_same_images_in_every_stage(data: Prepared) -> None:
+    again = fresh(model(), recipe("jempp"), data, SETTINGS.samples, SETTINGS.chain_steps, 0)
+    assert torch.equal(drawn(data).fresh, again)
+
+
+def test_copies_are_looked_for_among_rounded_images_as_they_are_measured(data: Prepared, reference: Reference) -> None:
+    images, labels = data.x_test[:80] * 0.9 + 0.0137, data.y_test[:80]
+    rounded = (images * 255.0).round() / 255.0
+    pair = [measured(data, reference, pretend(data, found, labels)).values for found in (images, rounded)]
+    name = "generation/nearest-train/samples"
+    assert pair[0][name] == pytest.approx(pair[1][name], abs=1e-6)
 
 
 def test_a_buffer_of_unclamped_chains_is_clamped(data: Prepared) -> None:

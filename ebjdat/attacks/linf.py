@@ -11,6 +11,7 @@ parameters and their ``requires_grad`` stay untouched. Every random number comes
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -73,7 +74,7 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SignAttack:
+class SignAttack(ABC):
     """The shared loop; a subclass says where to go."""
 
     eps: Radius
@@ -87,11 +88,11 @@ class SignAttack:
         """x, or a uniform point of the ball around it; not yet clipped to [0, 1]."""
         return x + self.eps * uniform_like(x, generator) if self.random_start else x
 
+    @abstractmethod
     def direction(
         self, model: nn.Module, x_adv: Tensor, y: Tensor, memory: Memory, generator: torch.Generator
     ) -> Tensor:
         """Whose sign is the next step, (N,C,H,W)."""
-        raise NotImplementedError
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator, start: Tensor | None = None

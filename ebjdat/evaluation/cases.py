@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -54,6 +55,20 @@ def make_cases(x: Tensor, y: Tensor, nominal: float, variant: str | None) -> lis
         images = noisy(x, noise, protocol.seed) if noise else x
         cases.append(Case(protocol, images, y, protocol.radius(nominal), noise))
     return cases
+
+
+def opened(
+    x: Tensor, y: Tensor, nominal: float, variant: str | None, batches: Batches | None
+) -> tuple[list[Case], Batches]:
+    """What every evaluation of attacks of our own begins with: the cases, and how images are batched.
+
+    Args:
+        x, y: images (N,C,H,W) in [0, 1], labels (N,).
+        nominal: the profile's radius, pixel units.
+        variant: JEM variant of the model, for the protocol's input noise; None for a baseline.
+        batches: the default size if None.
+    """
+    return make_cases(x, y, nominal, variant), batches or Batches()
 
 
 def noisy(x: Tensor, sigma: float, seed: int) -> Tensor:
@@ -125,6 +140,11 @@ def attack_case(
     x_adv[chosen] = crafted
     robust[chosen] &= correct(judge, crafted, labels, batches)
     return Attacked(robust, x_adv, audit)
+
+
+def arrays_of(flags: Mapping[str, Tensor], y: Tensor) -> dict[str, np.ndarray]:
+    """Per-image results (N,) by metric, and the labels, for the file beside the record."""
+    return {name: found.cpu().numpy() for name, found in flags.items()} | {"label": y.cpu().numpy()}
 
 
 def rate(flags: Tensor) -> Rate:

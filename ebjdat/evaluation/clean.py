@@ -7,10 +7,8 @@ distributions. Energies are in nats, from the best checkpoint and images without
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,13 +18,14 @@ from torch import Tensor, nn
 from ebjdat.attacks.audit import check_batch_independence, run_guarded
 from ebjdat.attacks.batches import Batches, correct, logits_of
 from ebjdat.attacks.linf import PGD, margin, towards
-from ebjdat.errors import UserError
 from ebjdat.evaluation import distributions
-from ebjdat.evaluation.cases import Attacked, Case, attack_case, make_cases, rate, stream
+from ebjdat.evaluation.cases import Attacked, Case, attack_case, opened, rate, stream
 from ebjdat.evaluation.outliers import outliers
 from ebjdat.evaluation.statistics import Rate, Result
 from ebjdat.model.energy import energy
 
+GENERATED = "generated"
+"""The replay buffer among the kinds of images, and the start of the name of other samples."""
 PREDICTED = 100
 """Images whose predictions are compared between batch sizes."""
 PICTURED = 2
@@ -68,7 +67,7 @@ def evaluate(
     *,
     nominal: float,
     variant: str | None,
-    generated: Tensor | None = None,
+    generated: Mapping[str, Tensor] | None = None,
     adversary: Adversary | None = None,
     batches: Batches | None = None,
 ) -> Result:
@@ -79,21 +78,20 @@ def evaluate(
         x, y: images (N,C,H,W) in [0, 1], labels (N,).
         nominal: the profile's radius, pixel units.
         variant: JEM variant, for the protocol's input noise; None for a baseline.
-        generated: samples (M,C,H,W) in [0, 1]; None for a model that does not generate.
+        generated: sets of samples (M,C,H,W) in [0, 1], named ``generated`` (the replay buffer) and
+            ``generated-<how>``; None for a model that does not generate.
         adversary: None for a model trained without one.
 
     Raises:
         AuditError: an attack broke a property, or predictions depend on the batch size.
     """
-    batches = batches or Batches()
-    cases = make_cases(x, y, nominal, variant)
+    cases, batches = opened(x, y, nominal, variant, batches)
     best = models["best"]
     values = {"audit/batch-difference": check_batch_independence(best, x[:PREDICTED])}
     rates, attacks = _accuracies(models, cases, batches)
     audits = {name: attacked.audit.plain() for name, attacked in attacks.items()}
     kinds, more = _kinds(best, cases[0], attacks[f"{cases[0].name}/pgd-20"].x_adv, adversary, batches)
-    if generated is not None:
-        kinds["generated"] = (generated, None)
+    kinds |= {name: (images, None) for name, images in (generated or {}).items()}
     sets = outliers(x, cases[0].protocol.seed)
     kinds |= {name: (images, None) for name, images in sets.items()}
     seen = {name: _look(best, images, labels, batches) for name, (images, labels) in kinds.items()}
@@ -112,26 +110,6 @@ def evaluate(
         | {f"reliability/{name}": column for name, column in table.items()}
         | {"label": y.cpu().numpy()},
     )
-
-
-def read_generated(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """Samples of a model: its replay buffer (M,C,H,W), clipped to [0, 1].
-
-    Raises:
-        UserError: the file is missing, damaged, or holds images of another shape.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            images = torch.from_numpy(stored["images"]).float()
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: run the stage that trains the model (dvc repro)") from None
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not a replay buffer ({error}): train the model again") from None
-    if tuple(images.shape[1:]) != shape:
-        raise UserError(
-            f"{path}: expected images of shape {shape}, got {tuple(images.shape[1:])}: train the model again"
-        )
-    return images.clamp(0.0, 1.0)
 
 
 def _accuracies(
@@ -234,7 +212,9 @@ def _energies(seen: Mapping[str, Seen]) -> dict[str, float]:
 
 
 def _alignment(seen: Mapping[str, Seen]) -> dict[str, float]:
-    """``energy/overlap-<kind>`` with the clean images, ``-adversarial-generated`` and ``-all`` three.
+    """``energy/overlap-<kind>`` with the clean images, ``-adversarial-<samples>`` and ``-all`` three.
+
+    ``-all`` takes the replay buffer as samples, ``-all-<how>`` the other ones.
 
     Bins span the compared sets only: generated images far away must not widen the bins in which clean
     and adversarial ones are told apart, or a poor generator would look better aligned.
@@ -242,10 +222,10 @@ def _alignment(seen: Mapping[str, Seen]) -> dict[str, float]:
     energies = {kind: found.energy for kind, found in seen.items()}
     clean = energies.pop("clean")
     values = {f"energy/overlap-{kind}": distributions.overlap(found, clean) for kind, found in energies.items()}
-    if "generated" in energies:
-        both = (energies["adversarial"], energies["generated"])
-        values["energy/overlap-adversarial-generated"] = distributions.overlap(*both)
-        values["energy/overlap-all"] = distributions.overlap(clean, *both)
+    for kind in (kind for kind in energies if kind.startswith(GENERATED)):
+        both = (energies["adversarial"], energies[kind])
+        values[f"energy/overlap-adversarial-{kind}"] = distributions.overlap(*both)
+        values[f"energy/overlap-all{kind.removeprefix(GENERATED)}"] = distributions.overlap(clean, *both)
     return values
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ebjdat.attacks.audit import check_images, guarded
 from ebjdat.attacks.batches import Batches, correct, logits_of
 from ebjdat.attacks.linf import EOTPGD, NoisyModel
-from ebjdat.evaluation.cases import Case, make_cases, rate, stream
+from ebjdat.evaluation.cases import Case, arrays_of, opened, rate, stream
 from ebjdat.evaluation.statistics import Result
 from ebjdat.protocols import EotCell
 
@@ -65,8 +65,7 @@ def evaluate(
     Raises:
         AuditError: an attack broke a property.
     """
-    batches = batches or Batches()
-    cases = make_cases(x, y, nominal, variant)
+    cases, batches = opened(x, y, nominal, variant, batches)
     flags: dict[str, Tensor] = {}
     audits: dict[str, dict[str, Any]] = {}
     for case in cases:
@@ -79,7 +78,7 @@ def evaluate(
         rates={name: rate(found) for name, found in flags.items()},
         audits=audits,
         settings={case.name: case.settings("eot") | {"votes": VOTES} for case in cases},
-        arrays={name: found.cpu().numpy() for name, found in flags.items()} | {"label": y.cpu().numpy()},
+        arrays=arrays_of(flags, y),
     )
 
 

@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import zipfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,9 +33,10 @@ from ebjdat.evaluation.features import (
     to_uint8,
 )
 from ebjdat.evaluation.reference import Reference
+from ebjdat.evaluation.samples import fresh, start_of, stream
 from ebjdat.evaluation.statistics import Rate, Result
 from ebjdat.model.energy import EnergyModel
-from ebjdat.training.samplers import chain, chain_start, generate
+from ebjdat.training.samplers import chain, generate
 from ebjdat.training.streams import derive
 
 CONDITIONAL = 1000
@@ -79,26 +78,6 @@ class Samples:
         return rounded | {"conditional_labels": self.labels.numpy()}
 
 
-def read_buffer(path: Path, shape: tuple[int, int, int]) -> Tensor:
-    """The replay buffer (size, C, H, W) float32 that training left beside the model.
-
-    Raises:
-        UserError: missing, damaged, not finite, or of another image shape.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            images = torch.from_numpy(stored["images"])
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: run the stage that trains the model (dvc repro)") from None
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not a replay buffer ({error}): train the model again") from None
-    if images.dtype != torch.float32 or images.dim() != 4 or tuple(images.shape[1:]) != shape:
-        raise UserError(f"{path}: expected float32 images (N, {shape}), got {images.dtype} {tuple(images.shape)}")
-    if not bool(images.isfinite().all()):
-        raise UserError(f"{path}: the replay buffer holds NaN or infinite pixels: train the model again")
-    return images
-
-
 def draw_samples(
     model: EnergyModel, variant: Variant, prepared: Prepared, buffer: Tensor, settings: Generation, seed: int
 ) -> Samples:
@@ -113,20 +92,19 @@ def draw_samples(
         seed: of the model's run; every purpose has its own stream derived from it.
     """
     device = next(model.parameters()).device
-    mixture = prepared.mixture.to(device) if variant.chain_start == "informative" else prepared.mixture
-    start = chain_start(variant, mixture, prepared.shape)
-
-    def stream(purpose: str) -> torch.Generator:
-        return torch.Generator(device).manual_seed(derive(seed, "generation", purpose))
-
+    start = start_of(variant, prepared, device)
     steps = settings.chain_steps
+
+    def draws(purpose: str) -> torch.Generator:
+        return stream(seed, purpose, device)
+
     labels = torch.arange(min(settings.samples, CONDITIONAL), device=device) % 10
-    snapshots, snapshot_steps = _snapshots(model, variant, start.sample(SNAPSHOT_CHAINS, stream("snapshots"))[0], steps)
+    snapshots, snapshot_steps = _snapshots(model, variant, start.sample(SNAPSHOT_CHAINS, draws("snapshots"))[0], steps)
     return Samples(
-        fresh=generate(model, variant, start, settings.samples, steps, stream("fresh")).cpu(),
-        start=start.sample(settings.samples, stream("start"))[0].cpu(),
-        conditional=generate(model, variant, start, len(labels), steps, stream("conditional"), labels).cpu(),
-        conditional_start=start.sample(len(labels), stream("conditional-start"), labels)[0].cpu(),
+        fresh=fresh(model, variant, prepared, settings.samples, steps, seed).cpu(),
+        start=start.sample(settings.samples, draws("start"))[0].cpu(),
+        conditional=generate(model, variant, start, len(labels), steps, draws("conditional"), labels).cpu(),
+        conditional_start=start.sample(len(labels), draws("conditional-start"), labels)[0].cpu(),
         labels=labels.cpu(),
         buffer=buffer.clamp(0.0, 1.0).cpu(),  # JEM's chains are not clamped while they run
         snapshots=snapshots,
@@ -183,7 +161,7 @@ def measure(model: EnergyModel, samples: Samples, prepared: Prepared, reference:
     values, warnings = _distances(model, samples, reference, seed)
     device = next(model.parameters()).device
     nearest = {
-        name: nearest_distances(images[:NEAREST], prepared.x_train, device)
+        name: nearest_distances(_rounded(images[:NEAREST]), _rounded(prepared.x_train), device)
         for name, images in (("samples", samples.fresh), ("start", samples.start), ("test", prepared.x_test))
     }
     values |= {f"generation/nearest-train/{name}": float(np.median(found)) for name, found in nearest.items()}
@@ -204,6 +182,11 @@ def measure(model: EnergyModel, samples: Samples, prepared: Prepared, reference:
     )
 
 
+def _rounded(images: Tensor) -> Tensor:
+    """Images in [0, 1] as all metrics see them, rounded to 8 bits."""
+    return to_uint8(images).float() / 255.0
+
+
 def _distances(
     model: EnergyModel, samples: Samples, reference: Reference, seed: int
 ) -> tuple[dict[str, float], dict[str, list[str]]]:
@@ -211,9 +194,9 @@ def _distances(
     order = torch.randperm(len(samples.buffer), generator=torch.Generator().manual_seed(derive(seed, "buffer-subset")))
     kept = most_confident(model, samples.buffer)
     buffer = extractor.features(ImageSet(to_uint8(samples.buffer)))
-    fresh = extractor.all_features(ImageSet(to_uint8(samples.fresh), n))
+    sampled = extractor.all_features(ImageSet(to_uint8(samples.fresh), n))
     start = extractor.features(ImageSet(to_uint8(samples.start), n))
-    sets = {"": fresh[extractor.layer], "start-": start, "buffer-": buffer[order[:n]]}
+    sets = {"": sampled[extractor.layer], "start-": start, "buffer-": buffer[order[:n]]}
     values = {f"generation/test-{name}": value for name, value in reference.floor.items()}
     warnings: dict[str, list[str]] = {}
     for label, features in sets.items():
@@ -228,7 +211,7 @@ def _distances(
     _warn(warnings, released, len(kept), len(kept), extractor.dimensions)
     _warn(warnings, f"generation/test-{extractor.distance}", reference.floor_images, n, extractor.dimensions)
     try:
-        values["generation/inception-score"] = inception_score(extractor, fresh)
+        values["generation/inception-score"] = inception_score(extractor, sampled)
     except UserError as error:
         warnings["generation/inception-score"] = [str(error)]
     return values, warnings

@@ -18,7 +18,7 @@ from ebjdat.attacks.audit import check_images, guarded
 from ebjdat.attacks.batches import Batches, correct
 from ebjdat.attacks.linf import PGD, uniform_like
 from ebjdat.evaluation import selftest
-from ebjdat.evaluation.cases import Case, attack_case, make_cases, rate, stream
+from ebjdat.evaluation.cases import Case, arrays_of, attack_case, opened, rate, stream
 from ebjdat.evaluation.statistics import Result
 
 
@@ -51,8 +51,7 @@ def evaluate(
     Raises:
         AuditError: an attack broke a property.
     """
-    batches = batches or Batches()
-    cases = make_cases(x, y, nominal, variant)
+    cases, batches = opened(x, y, nominal, variant, batches)
     names = {case.name: cells_of(case) for case in cases}
     images = {case.noise: case for case in cases}
     # Protocols meet in a cell when noise, radius and steps agree; then it is computed once.
@@ -71,7 +70,7 @@ def evaluate(
         values={} if found is None else {"self-test/planted": found},
         audits=measured,
         settings={case.name: case.settings("sweep") for case in cases},
-        arrays={name: robust.cpu().numpy() for name, robust in flags.items()} | {"label": y.cpu().numpy()},
+        arrays=arrays_of(flags, y),
     )
 
 

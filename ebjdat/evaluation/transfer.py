@@ -1,8 +1,9 @@
 """Table 2: adversarial examples crafted on a surrogate, tried on the model.
 
 Metrics are ``<protocol>/transfer/<surrogate>/<attack>``, with ``/neighbours-<N>`` after VMI and VNI, which
-sample N images around the iterate. ``<protocol>/transfer/worst`` counts an image as robust when no attack
-from any surrogate but the model itself changes its class. A surrogate of the model's own name is white-box.
+sample N images around the iterate. ``<protocol>/transfer/<surrogate>/worst`` counts an image as robust when
+no attack from that surrogate changes its class, ``<protocol>/transfer/worst`` when none from any surrogate
+but the model itself does. A surrogate of the model's own name is white-box.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ebjdat.attacks.batches import Batches, correct
 from ebjdat.attacks.linf import MIFGSM, PGD, VMIFGSM, VNIFGSM, SignAttack
 from ebjdat.evaluation import selftest
-from ebjdat.evaluation.cases import Case, attack_case, make_cases, rate, stream
+from ebjdat.evaluation.cases import Case, arrays_of, attack_case, opened, rate, stream
 from ebjdat.evaluation.statistics import Rate, Result
 from ebjdat.protocols import PROTOCOLS, Protocol
 
@@ -47,31 +49,32 @@ def evaluate(
     Raises:
         AuditError: an attack broke a property.
     """
-    batches = batches or Batches()
+    cases, batches = opened(x, y, nominal, variant, batches)
     rates: dict[str, Rate] = {}
     values: dict[str, float] = {}
     audits: dict[str, dict[str, Any]] = {}
     settings: dict[str, Any] = {"white-box": [surrogate for surrogate in surrogates if surrogate == name]}
     flags: dict[str, Tensor] = {}
-    for case in make_cases(x, y, nominal, variant):
-        worst = correct(model, case.x, case.y, batches)
-        rates[f"{case.name}/clean"] = rate(worst)
+    for case in cases:
+        right = correct(model, case.x, case.y, batches)
+        rates[f"{case.name}/clean"] = rate(right)
+        worst = dict.fromkeys(surrogates, right)
         for surrogate, source in surrogates.items():
             for label, attack in attacks_of(case.protocol, case.radius, batches).items():
                 key = f"{case.name}/transfer/{surrogate}/{label}"
                 robust, audit, values[f"{key}/on-surrogate"] = _transfer(key, attack, source, model, case, batches)
                 rates[key], audits[key], flags[key] = rate(robust), audit, robust
-                if surrogate != name:
-                    worst = worst & robust
-        if set(surrogates) - {name}:
-            rates[f"{case.name}/transfer/worst"] = rate(worst)
+                worst[surrogate] = worst[surrogate] & robust
+            rates[f"{case.name}/transfer/{surrogate}/worst"] = rate(worst[surrogate])
+        others = [robust for surrogate, robust in worst.items() if surrogate != name]
+        if others:
+            rates[f"{case.name}/transfer/worst"] = rate(torch.stack(others).all(0))
         settings[case.name] = case.settings("transfer")
     if UNDEFENDED in surrogates:
         seed = PROTOCOLS["standard"].seed
         values["self-test/undefended"] = selftest.undefended(surrogates[UNDEFENDED], x, y, nominal, seed, batches)
         settings["self-test"] = {"radius": min(1.0, selftest.WIDE * nominal), "steps": selftest.STEPS}
-    arrays = {key: robust.cpu().numpy() for key, robust in flags.items()} | {"label": y.cpu().numpy()}
-    return Result(n=len(x), rates=rates, values=values, audits=audits, settings=settings, arrays=arrays)
+    return Result(n=len(x), rates=rates, values=values, audits=audits, settings=settings, arrays=arrays_of(flags, y))
 
 
 def attacks_of(protocol: Protocol, radius: float, batches: Batches) -> dict[str, SignAttack]:
