@@ -149,6 +149,11 @@ class Shared:
     """How many training images re-estimate them."""
     validation_steps: int = number(1, 1000)
     """Steps of the PGD that selects the checkpoint."""
+    precision: Literal["float32", "bfloat16", "auto"]
+    """What convolutions of training compute in (see ``ebjdat.model.compute``); ``auto`` depends on the
+    hardware, so two machines may train two different models. Evaluation is float32."""
+    compile: bool
+    """Compile the network; where that fails, training says so and runs eagerly."""
     threads: int | None = number(1, 1024)
     """CPU threads of training; fixed where a run on the CPU is to be repeated to the byte. null: all."""
 

@@ -23,6 +23,9 @@ def choose_device(wanted: str) -> torch.device:
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
         raise UserError("device: cuda was asked for, but PyTorch sees no CUDA device; write device: cpu or auto")
+    # float32 means float32: PyTorch would let convolutions on a GPU round their inputs to TF32.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda" if available and wanted != "cpu" else "cpu")
 
 

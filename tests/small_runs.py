@@ -35,7 +35,7 @@ def tiny_data() -> Prepared:
     return Prepared(x, y, x[:20], y[:20], x[:20], y[:20], "digest", fit_mixture(x, y), 16)
 
 
-def small(params: Params = PARAMS, **schedule: Any) -> Params:
+def small(params: Params = PARAMS, precision: Any = "float32", **schedule: Any) -> Params:
     """Three epochs of four iterations, with short chains and attacks."""
     profile = params.current
     values = {"epochs": 3, "batch_size": 15, "px_batch_size": 15, **schedule}
@@ -48,7 +48,9 @@ def small(params: Params = PARAMS, **schedule: Any) -> Params:
 
     training = dataclasses.replace(
         shorten(profile.training),
-        shared=dataclasses.replace(profile.training.shared, buffer_size=40, bn_images=20, validation_steps=2),
+        shared=dataclasses.replace(
+            profile.training.shared, buffer_size=40, bn_images=20, validation_steps=2, precision=precision
+        ),
     )
     changed = dataclasses.replace(profile, training=training)
     variants = {

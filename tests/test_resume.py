@@ -12,7 +12,7 @@ from ebjdat.data.prepared import Prepared
 from ebjdat.errors import DivergenceError, UserError
 from ebjdat.training.loop import Trainer
 from ebjdat.training.supervisor import Supervisor
-from tests.small_runs import fingerprint, stopped_at, tiny_data, trainer
+from tests.small_runs import fingerprint, small, stopped_at, tiny_data, trainer
 
 METHODS = [("ebjdat", "jempp"), ("ebjdat", "sadajem"), ("ebjdat", "jem"), ("base", "jempp"), ("trades", None)]
 
@@ -30,6 +30,15 @@ def test_a_run_stopped_twice_ends_as_one_that_was_never_stopped(
     stopped_at(trainer(data, subject, tmp_path / "run"), 2)
     stopped_at(trainer(data, subject, tmp_path / "run"), 5)
     assert fingerprint(trainer(data, subject, tmp_path / "run").run()) == expected
+
+
+@pytest.mark.parametrize("subject", [("ebjdat", "sadajem"), ("ebjdat", "jem")], ids=lambda s: s[1])
+def test_the_same_holds_in_bfloat16(data: Prepared, tmp_path: Path, subject: tuple[str, str | None]) -> None:
+    params = small(epochs=2, precision="bfloat16")
+    expected = fingerprint(trainer(data, subject, None, params=params).run())
+    stopped_at(trainer(data, subject, tmp_path / "run", params=params), 5)
+    assert fingerprint(trainer(data, subject, tmp_path / "run", params=params).run()) == expected
+    assert expected != fingerprint(trainer(data, subject, None, params=small(epochs=2)).run())
 
 
 def test_training_does_not_depend_on_the_global_random_state(data: Prepared) -> None:

@@ -5,6 +5,8 @@ E(x, y) = -f(x)[y]      E(x) = -logsumexp_y f(x)[y]      p(y | x) = softmax f(x)
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +15,15 @@ class EnergyModel(nn.Module):
     """Images in [0, 1] -> logits, with their energies.
 
     The model owns its input mapping: nothing outside knows that the network sees [-1, 1].
+
+    Attributes:
+        dtype: what the body of the network computes in; float32 unless training sets bfloat16,
+            so a model that is loaded for evaluation computes in float32.
+        compiled: the network's forward, compiled; None: eager. See ``ebjdat.model.compute``.
     """
+
+    dtype: torch.dtype = torch.float32
+    compiled: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -21,7 +31,12 @@ class EnergyModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N,classes) float32 of images (N,C,H,W) float32 in [0, 1]."""
-        return self.network(2.0 * x - 1.0)
+        network = self.compiled or self.network
+        # Autocast makes no difference where it is off, but costs as much as a small layer.
+        if self.dtype == torch.float32:
+            return network(2.0 * x - 1.0)
+        with torch.autocast(x.device.type, self.dtype):
+            return network(2.0 * x - 1.0)
 
     def energy(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """E(x), or E(x, y) for labels (N,) int64; shape (N,), in nats."""

@@ -66,18 +66,19 @@ def statistics(model: nn.Module, which: Literal["batch", "running"]) -> Iterator
 
     The mode of every module is restored on leaving, also after an exception.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
-    tracks = [norm.track for norm in norms]
+    modules = list(model.modules())
+    modes = [module.training for module in modules]
+    norms = [(module, module.track) for module in modules if isinstance(module, BatchNorm)]
     try:
-        model.train(which == "batch")
-        for norm in norms:
+        for module in modules:
+            module.training = which == "batch"
+        for norm, _ in norms:
             norm.track = False
         yield
     finally:
-        for module, training in modes:
+        for module, training in zip(modules, modes, strict=True):
             module.training = training
-        for norm, track in zip(norms, tracks, strict=True):
+        for norm, track in norms:
             norm.track = track
 
 
@@ -141,9 +142,12 @@ class WideResNet(nn.Module):
         self.head = nn.Linear(features, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (N,classes), float32."""
+        """Logits (N,classes), float32 whatever the layers before compute in."""
         out = F.leaky_relu(self.norm(self.blocks(self.stem(x))), SLOPE)
-        return self.head(out.mean((2, 3))).float()
+        if out.dtype != torch.bfloat16:
+            return self.head(out.mean((2, 3))).float()
+        with torch.autocast(x.device.type, enabled=False):
+            return self.head(out.mean((2, 3), dtype=torch.float32))
 
 
 def build(depth: int, width: int, *, channels: int, classes: int, norm: Norm, momentum: float, seed: int) -> WideResNet:

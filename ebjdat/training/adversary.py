@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ebjdat.model.compute import input_gradients_only
 from ebjdat.model.energy import EnergyModel
 from ebjdat.model.wideresnet import statistics
 from ebjdat.training.streams import uniform
@@ -64,7 +65,7 @@ def sign_ascent(
     """
     x = x.clamp(0.0, 1.0)
     x_adv = project(start, x, eps) if project_to_ball else start.clamp(0.0, 1.0)
-    with statistics(model, "running"):
+    with statistics(model, "running"), input_gradients_only(model):
         for _ in range(steps):
             x_adv = x_adv.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(objective(model(x_adv)), x_adv)

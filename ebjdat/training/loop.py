@@ -21,6 +21,7 @@ from ebjdat.config import Network, Shared
 from ebjdat.data.prepared import Prepared as Data
 from ebjdat.device import out_of_memory
 from ebjdat.errors import Interrupted, UserError
+from ebjdat.model.compute import compile_network, compute_dtype
 from ebjdat.model.energy import EnergyModel
 from ebjdat.model.store import Architecture, new_model
 from ebjdat.model.wideresnet import cut_batches, statistics
@@ -104,6 +105,9 @@ class Trainer:
         model = new_model(self.architecture, derive(self.seed, self.recipe.stream, "init")).to(self.device).train()
         cut_batches(model, self.shared.bn_parts)
         parallel.synchronise(model)
+        model.dtype = compute_dtype(self.shared.precision, self.device)
+        if self.shared.compile:
+            compile_network(model, self.x[: self.recipe.schedule.batch_size])
         streams = Streams(self.seed, self.recipe.stream, self.device)
         buffer = None
         if self.recipe.variant is not None:
@@ -204,12 +208,17 @@ class Trainer:
         if recipe.variant is not None and recipe.variant.sharpness:
             with sharpest_neighbour(model, recipe.variant.sharpness), statistics(model, "batch"):
                 self._loss(prepared)[0].backward()
-        limit = self.shared.gradient_clip
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), float("inf") if limit is None else limit)
+        norm = self._clipped_norm(model)
         checked = self._check(terms, norm, prepared.x_gen)
         state.optimiser.step()
         for name, value in checked.items():
             state.sums[name] = state.sums[name] + value if name in state.sums else value.clone()
+
+    def _clipped_norm(self, model: EnergyModel) -> Tensor:
+        """The gradient norm before clipping, a scalar on the device."""
+        if self.shared.gradient_clip is not None:
+            return torch.nn.utils.clip_grad_norm_(model.parameters(), self.shared.gradient_clip)
+        return torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
 
     def _set_rate(self) -> None:
         step = self.state.epoch * self.steps_per_epoch + self.state.step

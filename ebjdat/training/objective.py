@@ -135,24 +135,38 @@ class EBJDAT:
         """The weighted sum of the module's formula."""
         recipe, batch = self.variant, prepared.batch
         assert prepared.x_gen is not None and batch.x_p is not None
-        with statistics(model, "batch"):
-            data, generated = model.energy(batch.x_p), model.energy(prepared.x_gen)
-        logits = model(batch.x)
-        clean = energy(logits)
+        data_logits, generated_logits, clean_logits, adversarial_logits = self._forwards(model, prepared)
+        data, generated, clean = energy(data_logits), energy(generated_logits), energy(clean_logits)
         px = data.mean() - generated.mean()
-        classify = F.cross_entropy(logits, batch.y)
+        classify = F.cross_entropy(clean_logits, batch.y)
         total = recipe.w_px * px + recipe.w_clean * classify
         terms = {"loss_px": px, "loss_clean": classify, "energy_data": data.mean()}
         terms |= {"energy_generated": generated.mean(), "energy_clean": clean.mean()}
-        if prepared.x_adv is not None:
-            logits = model(prepared.x_adv)
-            adversarial = energy(logits)
-            robust = F.cross_entropy(logits, batch.y)
+        if adversarial_logits is not None:
+            adversarial = energy(adversarial_logits)
+            robust = F.cross_entropy(adversarial_logits, batch.y)
             outer = energy_term(recipe.reading, recipe.gap, adversarial, clean, data)
             total = total + recipe.w_adversarial * robust + recipe.w_energy * outer
             terms |= {"loss_adversarial": robust, "loss_energy": outer, "energy_adversarial": adversarial.mean()}
             terms["energy_gap"] = adversarial.mean() - clean.mean()
         return total, _detached(total, terms)
+
+    def _forwards(self, model: EnergyModel, prepared: Prepared) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Logits of x_p, x_gen, x and, where there is one, x_adv.
+
+        Without normalisation no image sees another, and all sets are one pass. With BatchNorm each
+        set is a pass of its own, normalised by its own batch: x_p and x_gen leave running
+        statistics alone, x and then x_adv update them.
+        """
+        x, x_p, x_gen, x_adv = prepared.batch.x, prepared.batch.x_p, prepared.x_gen, prepared.x_adv
+        assert x_p is not None and x_gen is not None
+        if self.variant.norm == "none":
+            sets = [x_p, x_gen, x] if x_adv is None else [x_p, x_gen, x, x_adv]
+            parts = model(torch.cat(sets)).split([len(part) for part in sets])
+            return parts[0], parts[1], parts[2], None if x_adv is None else parts[3]
+        with statistics(model, "batch"):
+            data, generated = model(x_p), model(x_gen)
+        return data, generated, model(x), None if x_adv is None else model(x_adv)
 
 
 class PGDAT:

@@ -13,10 +13,12 @@ from ebjdat.config import Schedule
 
 
 def new_optimiser(schedule: Schedule, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD with momentum 0.9, or Adam, over all parameters."""
+    """SGD with momentum 0.9, or Adam, over all parameters, each step one fused pass."""
     if schedule.optimiser == "adam":
-        return torch.optim.Adam(model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay)
-    return torch.optim.SGD(model.parameters(), lr=schedule.lr, momentum=0.9, weight_decay=schedule.weight_decay)
+        return torch.optim.Adam(model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay, fused=True)
+    return torch.optim.SGD(
+        model.parameters(), lr=schedule.lr, momentum=0.9, weight_decay=schedule.weight_decay, fused=True
+    )
 
 
 def learning_rate(schedule: Schedule, step: int, steps_per_epoch: int, warmup: int) -> float:
@@ -43,18 +45,18 @@ def sharpest_neighbour(model: nn.Module, rho: float) -> Iterator[None]:
     Adaptive SAM (Kwon et al., ICML 2021, arXiv:2102.11600) with T_w = |w|:
     w + rho * w^2 * g / || |w| g ||. Gradients are cleared on entry.
     """
-    parameters = [p for p in model.parameters() if p.grad is not None]
+    parameters: list[torch.Tensor] = [p for p in model.parameters() if p.grad is not None]
     gradients: list[torch.Tensor] = [p.grad for p in parameters if p.grad is not None]
     before = [p.detach().clone() for p in parameters]
     with torch.no_grad():
-        scaled = [p.abs() * g for p, g in zip(parameters, gradients, strict=True)]
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(s) for s in scaled]))
-        for p, g in zip(parameters, gradients, strict=True):
-            p.add_(p.square() * g * (rho / (norm + 1e-12)))
+        move = torch._foreach_mul(torch._foreach_abs(parameters), gradients)
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(move)))
+        torch._foreach_mul_(move, torch._foreach_abs(parameters))
+        torch._foreach_mul_(move, rho / (norm + 1e-12))
+        torch._foreach_add_(parameters, move)
     model.zero_grad(set_to_none=True)
     try:
         yield
     finally:
         with torch.no_grad():
-            for p, w in zip(parameters, before, strict=True):
-                p.copy_(w)
+            torch._foreach_copy_(parameters, before)

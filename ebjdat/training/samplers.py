@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ebjdat.config import Variant
+from ebjdat.model.compute import input_gradients_only
 from ebjdat.model.energy import EnergyModel
 from ebjdat.model.wideresnet import statistics
 from ebjdat.training.streams import normal
@@ -67,7 +68,7 @@ def chain(
     when the variant clamps pixels.
     """
     length = 0.5 * variant.inner_steps * variant.step_size
-    with statistics(model, variant.chain_statistics):
+    with statistics(model, variant.chain_statistics), input_gradients_only(model):
         for _ in range(steps):
             x = x.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(model.energy(x, labels).sum(), x)

@@ -1,0 +1,91 @@
+"""How forwards are computed: precision, compilation, and gradients of inputs only.
+
+Precision concerns the body of the network alone. Input mapping, pooled features, head, logits,
+energies, losses, chain states, attacks and the optimiser are float32 under every setting.
+
+    float32   every operation in float32, TF32 off on GPUs (see ``ebjdat.device``)
+    bfloat16  convolutions and normalisation of activations in bfloat16 by autocast; weights, their
+              gradients and BatchNorm statistics stay float32
+    auto      bfloat16 where the hardware multiplies bfloat16 natively, else float32
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ebjdat.device import out_of_memory
+from ebjdat.model.energy import EnergyModel
+from ebjdat.model.wideresnet import statistics
+
+Precision = Literal["float32", "bfloat16", "auto"]
+
+
+def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """The type that ``precision`` stands for on ``device``; see the module."""
+    if precision == "auto":
+        return torch.bfloat16 if has_native_bfloat16(device) else torch.float32
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def has_native_bfloat16(device: torch.device) -> bool:
+    """Whether products of bfloat16 run in hardware: NVIDIA from Ampere on, CPUs with AVX512-BF16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.cpu._is_avx512_bf16_supported()
+
+
+@contextmanager
+def input_gradients_only(model: nn.Module) -> Iterator[None]:
+    """Inside, parameters ask for no gradient, so that a backward computes that of the input alone.
+
+    Eager autograd skips unasked weight gradients anyway; it also drops what they alone would need,
+    and a compiled backward is built without them.
+    """
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+def compile_network(model: EnergyModel, x: Tensor) -> bool:
+    """Compile the network and try every kind of pass that training makes on x (N,C,H,W) in [0, 1].
+
+    Where compilation fails, the model stays eager and one line on stderr says why. Weights and
+    statistics are left as they are.
+
+    Returns:
+        Whether the model is compiled.
+    """
+    # One graph per batch size, statistics and kind of gradient: more than the default allows.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    model.compiled = torch.compile(model.network.forward, dynamic=False)
+    try:
+        _try_passes(model, x)
+    except (RuntimeError, ImportError, OSError, subprocess.SubprocessError) as error:
+        if isinstance(error, RuntimeError) and out_of_memory(error):
+            raise
+        model.compiled = None
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        print(f"warning: the network could not be compiled and runs eagerly: {reason[0]}", file=sys.stderr)
+    return model.compiled is not None
+
+
+def _try_passes(model: EnergyModel, x: Tensor) -> None:
+    with input_gradients_only(model):
+        for which in ("batch", "running"):
+            with statistics(model, which):  # type: ignore[arg-type]
+                images = x.detach().requires_grad_()
+                torch.autograd.grad(model.energy(images).sum(), images)
+    with statistics(model, "batch"):
+        torch.autograd.grad(model.energy(x).sum(), list(model.parameters()))

@@ -1,0 +1,119 @@
+"""Precision, compilation and input gradients: what stays float32, and what is left as it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ebjdat.config import Variant, load_params
+from ebjdat.model.compute import compile_network, compute_dtype, has_native_bfloat16, input_gradients_only
+from ebjdat.model.store import Architecture, model_digest, new_model
+from ebjdat.model.wideresnet import Norm, statistics
+from ebjdat.provenance import ROOT
+from ebjdat.training.objective import EBJDAT, Batch, Prepared
+from ebjdat.training.samplers import chain
+
+CPU = torch.device("cpu")
+
+
+def tiny(norm: Norm = "batch") -> Architecture:
+    return Architecture(depth=10, width=1, channels=1, classes=10, norm=norm)
+
+
+def images(n: int = 16, seed: int = 0) -> Tensor:
+    return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def variant(name: str) -> Variant:
+    return load_params(ROOT / "params.yaml").variants[name]
+
+
+def prepared() -> Prepared:
+    return Prepared(Batch(images(seed=1), torch.arange(16) % 10, images(seed=2)), images(seed=3), images(seed=4))
+
+
+def test_precision_names_stand_for_types() -> None:
+    assert compute_dtype("float32", CPU) == torch.float32
+    assert compute_dtype("bfloat16", CPU) == torch.bfloat16
+    assert compute_dtype("auto", CPU) == (torch.bfloat16 if has_native_bfloat16(CPU) else torch.float32)
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_in_bfloat16_logits_gradients_and_statistics_are_float32_and_near_those_of_float32(norm: Norm) -> None:
+    exact, rough = new_model(tiny(norm), 0).train(), new_model(tiny(norm), 0).train()
+    rough.dtype = torch.bfloat16
+    seen = []
+    rough.network.blocks[0].conv1.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    results = []
+    for model in (exact, rough):
+        x = images().requires_grad_()
+        logits = model(x)
+        gradients = torch.autograd.grad(model.energy(x).sum(), [x, *model.parameters()])
+        assert all(tensor.dtype == torch.float32 for tensor in [logits, *gradients, *model.parameters()])
+        results.append((logits, torch.cat([gradient.flatten() for gradient in gradients])))
+    assert seen == [torch.bfloat16] * 2
+    assert all(tensor.dtype == torch.float32 for name, tensor in rough.named_buffers() if "running" in name)
+    for expected, found in zip(*results, strict=True):
+        assert float(((found - expected).norm() / expected.norm()).detach()) < 0.1
+
+
+def test_chains_in_bfloat16_are_float32_and_repeatable() -> None:
+    model = new_model(tiny(), 0).train()
+    model.dtype = torch.bfloat16
+    first, second = (chain(model, images(), variant("jempp"), 3, torch.Generator().manual_seed(0)) for _ in range(2))
+    assert first.dtype == torch.float32 and torch.equal(first, second)
+
+
+def test_without_normalisation_one_pass_gives_what_four_give() -> None:
+    model, sets = new_model(tiny("none"), 0).train(), prepared()
+    found, terms = EBJDAT(variant("jem"), 0.1).loss(model, sets)
+    single = Prepared(Batch(sets.batch.x, sets.batch.y, sets.batch.x_p), sets.x_gen)
+    assert float(terms["loss_px"]) == pytest.approx(
+        float((model.energy(images(seed=2)).mean() - model.energy(images(seed=3)).mean()).detach()), abs=1e-5
+    )
+    assert "energy_adversarial" in terms
+    assert "energy_adversarial" not in EBJDAT(variant("jem"), 0.1, adversarial=False).loss(model, single)[1]
+    found.backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_inside_input_gradients_only_no_parameter_gets_a_gradient_and_outside_all_is_as_before() -> None:
+    model = new_model(tiny(), 0)
+    model.network.head.bias.requires_grad_(False)
+    x = images().requires_grad_()
+    with input_gradients_only(model):
+        model.energy(x).sum().backward()
+        assert not any(p.requires_grad for p in model.parameters())
+    assert x.grad is not None and all(p.grad is None for p in model.parameters())
+    assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["network.head.bias"]
+
+
+def test_a_network_that_cannot_be_compiled_runs_eagerly_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*arguments: object, **options: object) -> object:
+        def fail(x: Tensor) -> Tensor:
+            raise RuntimeError("no compiler here\nmore")
+
+        return fail
+
+    model = new_model(tiny(), 0).train()
+    before, expected = model_digest(model), model(images()).detach()
+    model.load_state_dict(new_model(tiny(), 0).state_dict())
+    monkeypatch.setattr(torch, "compile", refuse)
+    assert compile_network(model, images()) is False
+    assert capsys.readouterr().err == (
+        "warning: the network could not be compiled and runs eagerly: no compiler here\n"
+    )
+    assert model_digest(model) == before and torch.equal(model(images()), expected)
+
+
+def test_a_compiled_network_keeps_its_name_in_files_and_its_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = new_model(tiny(), 0).train()
+    names, before = list(model.state_dict()), model_digest(model)
+    monkeypatch.setattr(torch, "compile", lambda forward, **options: forward)
+    assert compile_network(model, images()) is True
+    assert list(model.state_dict()) == names and model_digest(model) == before and model.training
+    with statistics(model, "running"):
+        assert model(images()).shape == (16, 10)
