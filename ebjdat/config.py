@@ -153,7 +153,8 @@ class Shared:
     """What convolutions of training compute in (see ``ebjdat.model.compute``); ``auto`` depends on the
     hardware, so two machines may train two different models. Evaluation is float32."""
     compile: bool
-    """Compile the network; where that fails, training says so and runs eagerly."""
+    """Compile the network; where that fails, training says so and runs eagerly. So it does where BatchNorm
+    gathers statistics from several devices."""
     threads: int | None = number(1, 1024)
     """CPU threads of training; fixed where a run on the CPU is to be repeated to the byte. null: all."""
 

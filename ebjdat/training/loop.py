@@ -9,6 +9,7 @@ arXiv:2002.11569). The test split is never seen here.
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -106,7 +107,9 @@ class Trainer:
         cut_batches(model, self.shared.bn_parts)
         parallel.synchronise(model)
         model.dtype = compute_dtype(self.shared.precision, self.device)
-        if self.shared.compile:
+        if self.shared.compile and parallel.gathers(model):
+            print("BatchNorm gathers statistics from several processes: the network runs eagerly", file=sys.stderr)
+        elif self.shared.compile:
             compile_network(model, self.x[: self.recipe.schedule.batch_size])
         streams = Streams(self.seed, self.recipe.stream, self.device)
         buffer = None

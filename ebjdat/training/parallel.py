@@ -197,6 +197,11 @@ def synchronise(model: nn.Module) -> None:
             module.__class__ = SyncBatchNorm
 
 
+def gathers(model: nn.Module) -> bool:
+    """Whether forwards exchange statistics; compiled in some processes and eager in others, they might not match."""
+    return any(isinstance(module, SyncBatchNorm) for module in model.modules())
+
+
 class _Loss(nn.Module):
     def __init__(self, model: nn.Module, loss: Callable[[Any, Any], Any]) -> None:
         super().__init__()
