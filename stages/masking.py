@@ -19,8 +19,9 @@ def main() -> None:
     result = masking.evaluate(rates, values, tuple(PROTOCOLS))
     records.write_record(subject, params, "masking", result)
     failed = [name for name, audit in result.audits.items() if not audit["passed"]]
-    verdict = f"failed: {', '.join(failed)}" if failed else "no sign of gradient masking"
-    print(f"{subject.run_name}: {len(result.audits)} indicators, {verdict}")
+    open_ones = sum(audit["verdict"] == "not rejected" for audit in result.audits.values())
+    verdict = f"failed: {', '.join(failed)}" if failed else "none failed"
+    print(f"{subject.run_name}: {len(result.audits)} indicators, {verdict}, {open_ones} not rejected at this n")
 
 
 if __name__ == "__main__":

@@ -58,11 +58,22 @@ def test_a_harness_that_misses_planted_examples_fails(values: dict[str, float]) 
     assert verdicts(values=values)["self-test"] is False
 
 
+def test_a_claim_that_too_few_images_can_decide_is_not_rejected_rather_than_shown() -> None:
+    few, many = (Rate.of(np.array([True] * 9 * n + [False] * n)) for n in (2, 200))
+    assert masking.no_higher(many, many, 0.02) == "shown"
+    assert masking.no_higher(few, few, 0.02) == "not rejected"
+    assert masking.no_higher(share(0.9), share(0.5), 0.02) == "failed"
+    assert masking.worst(["shown", "not rejected"]) == "not rejected"
+    by_name = {one.name: one for one in masking.decide(HEALTHY, {"self-test/planted": 1.0}, "standard")[0]}
+    assert by_name["iterations"].verdict == "not rejected" and by_name["iterations"].passed
+    assert by_name["self-test"].verdict == "shown"
+
+
 def test_a_difference_of_two_images_is_chance() -> None:
     base = HEALTHY["standard/apgd-ce/radius-1/steps-20"].per_image()
     more = base.copy()
     more[np.flatnonzero(~base)[:2]] = True
-    assert masking.exceeds(Rate.of(more), Rate.of(base)) is False
+    assert masking.no_higher(Rate.of(more), Rate.of(base)) == "not rejected"
     assert verdicts({"standard/apgd-ce/radius-1/steps-50": Rate.of(more)})["iterations"] is True
 
 
@@ -85,7 +96,7 @@ def test_the_result_has_a_verdict_and_the_numbers_per_indicator_and_one_failure_
     assert result.values["masking/standard/radius"] == 1.0
     assert result.values["masking/passed"] == 0.0
     audit = result.audits["standard/unbounded"]
-    assert audit["passed"] is False
+    assert (audit["passed"], audit["verdict"]) == (False, "failed")
     assert audit["numbers"] == {"accuracy": share(0.5).accuracy, "n": 80}
     assert "unbounded" in str(audit["rule"])
     assert len(result.warnings["released"]) == 9

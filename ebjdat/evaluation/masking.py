@@ -2,29 +2,35 @@
 
 The supplement's three indicators of gradient masking, after Athalye, Carlini and Wagner (ICML 2018,
 arXiv:1802.00420), and four checks around them: black-box attacks, an unbounded radius, random noise,
-and a self-test of the harness. Every comparison is between accuracies on the same images; it fails
-only where the 95 % interval of their paired difference lies wholly beyond the tolerance, so that a
-difference of a few images, which chance explains, fails nothing.
+and a self-test of the harness. Every comparison is a claim that one accuracy exceeds another on the same
+images by no more than a tolerance, and has three outcomes. ``failed``: the 95 % interval of the paired
+difference lies wholly beyond the tolerance, so that a few images, which chance explains, fail nothing.
+``shown``: it lies wholly within. ``not rejected``: it lies on both sides, and more images would be needed
+to decide. An indicator is as good as its worst comparison.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 
 from ebjdat.evaluation.statistics import Rate, Result, paired, wilson
 
 NOTHING_LEFT = 0.02
-"""An accuracy is "about 0" when its 95 % interval reaches down to this."""
+"""An accuracy is about 0 when it is at most this, and not known to be above when its 95 % interval reaches it."""
 HARMLESS = 0.05
 """Largest loss of accuracy to random noise of the attack's radius."""
 EOT_SLACK = 0.02
 """EOT-PGD and PGD-20 differ in step size and start; this much is no indicator."""
 
 Rates = Mapping[str, Rate]
+Verdict = Literal["failed", "not rejected", "shown"]
+VERDICTS: tuple[Verdict, ...] = ("failed", "not rejected", "shown")
+"""Worst first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +39,31 @@ class Indicator:
 
     Attributes:
         name: what is checked.
-        passed: no sign of masking.
+        verdict: what the numbers say about it.
         numbers: accuracies in [0, 1] and counts that decided it.
         rule: the decision in words, tolerance included.
     """
 
     name: str
-    passed: bool
+    verdict: Verdict
     numbers: dict[str, float]
     rule: str
 
+    @property
+    def passed(self) -> bool:
+        """No sign of masking beyond chance."""
+        return self.verdict != "failed"
 
-def exceeds(first: Rate, second: Rate, tolerance: float = 0.0) -> bool:
-    """Whether the first accuracy is higher by more than ``tolerance``, beyond chance, on shared images."""
-    return paired(first, second).interval()[0] > tolerance
+
+def no_higher(first: Rate, second: Rate, tolerance: float = 0.0) -> Verdict:
+    """The claim that the first accuracy exceeds the second by at most ``tolerance``, on shared images."""
+    low, high = paired(first, second).interval()
+    return "failed" if low > tolerance else "shown" if high <= tolerance else "not rejected"
+
+
+def worst(verdicts: Iterable[Verdict]) -> Verdict:
+    """The worst of several verdicts."""
+    return min(verdicts, key=VERDICTS.index)
 
 
 def decide(rates: Rates, values: Mapping[str, float], protocol: str) -> tuple[list[Indicator], list[str]]:
@@ -87,18 +104,20 @@ def _radius(own: Rates) -> Indicator | None:
     if len(series) < 2:
         return None
     rates = list(series.values())
-    grows = any(exceeds(larger, smaller) for smaller, larger in pairwise(rates))
-    falls = exceeds(rates[0], rates[-1]) or _about_zero(rates[0])
+    grows = [no_higher(larger, smaller) for smaller, larger in pairwise(rates)]
+    falls = no_higher(rates[0], rates[-1]) == "failed" or _about_zero(rates[0]) != "failed"
     return Indicator(
         "radius",
-        falls and not grows,
+        worst(grows) if falls else "failed",
         _shown(series, "x"),
         "APGD-CE: falls from the smallest to the largest radius, rises nowhere between",
     )
 
 
-def _about_zero(rate: Rate) -> bool:
-    return wilson(rate.correct, rate.n)[0] <= NOTHING_LEFT
+def _about_zero(rate: Rate) -> Verdict:
+    if rate.accuracy <= NOTHING_LEFT:
+        return "shown"
+    return "failed" if wilson(rate.correct, rate.n)[0] > NOTHING_LEFT else "not rejected"
 
 
 def _unbounded(own: Rates) -> Indicator | None:
@@ -106,7 +125,7 @@ def _unbounded(own: Rates) -> Indicator | None:
     rate = own.get("unbounded")
     if rate is None:
         return None
-    rule = f"an unbounded radius leaves about 0: the interval reaches down to {100 * NOTHING_LEFT:g} %"
+    rule = f"an unbounded radius leaves at most {100 * NOTHING_LEFT:g} % of the images"
     return Indicator("unbounded", _about_zero(rate), {"accuracy": rate.accuracy, "n": rate.n}, rule)
 
 
@@ -115,9 +134,9 @@ def _iterations(own: Rates) -> Indicator | None:
     series = _series(own, "apgd-ce/radius-1/steps-{}", ("1", "10", "20", "50", "100"))
     if len(series) < 2:
         return None
-    helped = any(exceeds(more, fewer) for fewer, more in pairwise(series.values()))
+    helped = [no_higher(more, fewer) for fewer, more in pairwise(series.values())]
     return Indicator(
-        "iterations", not helped, _shown(series, "steps "), "APGD-CE: more iterations never help the defence"
+        "iterations", worst(helped), _shown(series, "steps "), "APGD-CE: more iterations never help the defence"
     )
 
 
@@ -130,10 +149,10 @@ def _one_step(own: Rates) -> Indicator | None:
     single = own.get("pgd-1")
     if single is not None:
         numbers["PGD, one step"] = single.accuracy
-    passed = not exceeds(many, one) and not (single is not None and exceeds(many, single))
+    steps = [one] if single is None else [one, single]
     return Indicator(
         "one-step",
-        passed,
+        worst(no_higher(many, step) for step in steps),
         numbers,
         "iterated attacks are at least as strong as one step (APGD's first step starts from noise and is 2 eps long)",
     )
@@ -145,13 +164,13 @@ def _randomness(own: Rates) -> Indicator | None:
     if plain is None or pgd is None:
         return None
     numbers = {"PGD-20": paired_accuracy(pgd, plain), "EOT-PGD": paired_accuracy(plain, pgd)}
-    passed = not exceeds(plain, pgd, EOT_SLACK)
+    verdicts = [no_higher(plain, pgd, EOT_SLACK)]
     few, many = (own.get(f"eot-pgd/noise/samples-{n}/radius-1") for n in (2, 20))
     if few is not None and many is not None:
         numbers |= {"noise, 2 samples": few.accuracy, "noise, 20 samples": many.accuracy}
-        passed = passed and not exceeds(many, few, EOT_SLACK)
+        verdicts.append(no_higher(many, few, EOT_SLACK))
     rule = f"EOT-PGD is at least as strong as PGD-20, and 20 samples as 2, within {100 * EOT_SLACK:g} points"
-    return Indicator("randomness", passed, numbers, rule)
+    return Indicator("randomness", worst(verdicts), numbers, rule)
 
 
 def paired_accuracy(rate: Rate, other: Rate) -> float:
@@ -175,7 +194,7 @@ def _black_box(own: Rates, attack: str, white: Rate | None) -> Indicator | None:
     reference = "PGD-20" if name == "transfer" else "AutoAttack's gradient attacks together"
     return Indicator(
         name,
-        not exceeds(white, black),
+        no_higher(white, black),
         numbers,
         f"{name} leaves no fewer images correct than {reference} at one radius",
     )
@@ -188,7 +207,7 @@ def _noise(own: Rates) -> Indicator | None:
         return None
     numbers = {"clean": paired_accuracy(clean, noisy), "noise": paired_accuracy(noisy, clean)}
     rule = f"uniform noise of the same radius costs at most {100 * HARMLESS:g} points"
-    return Indicator("noise", not exceeds(clean, noisy, HARMLESS), numbers, rule)
+    return Indicator("noise", no_higher(clean, noisy, HARMLESS), numbers, rule)
 
 
 def _self_test(values: Mapping[str, float], protocol: str) -> Indicator | None:
@@ -199,7 +218,8 @@ def _self_test(values: Mapping[str, float], protocol: str) -> Indicator | None:
         return None
     planted, undefended = found.get("planted", 1.0), found.get("undefended", 0.0)
     rule = f"the harness finds every planted example and leaves an undefended model at most {100 * NOTHING_LEFT:g} %"
-    return Indicator("self-test", planted >= 1.0 and undefended <= NOTHING_LEFT, found, rule)
+    works = planted >= 1.0 and undefended <= NOTHING_LEFT
+    return Indicator("self-test", "shown" if works else "failed", found, rule)
 
 
 def evaluate(rates: Rates, values: Mapping[str, float], protocols: tuple[str, ...]) -> Result:
@@ -211,7 +231,12 @@ def evaluate(rates: Rates, values: Mapping[str, float], protocols: tuple[str, ..
         found, missing = decide(rates, values, protocol)
         for one in found:
             verdicts[f"masking/{protocol}/{one.name}"] = float(one.passed)
-            audits[f"{protocol}/{one.name}"] = {"passed": one.passed, "numbers": one.numbers, "rule": one.rule}
+            audits[f"{protocol}/{one.name}"] = {
+                "passed": one.passed,
+                "verdict": one.verdict,
+                "numbers": one.numbers,
+                "rule": one.rule,
+            }
         if missing:
             warnings[protocol] = [f"not measured: {name}" for name in missing]
     if verdicts:

@@ -190,8 +190,11 @@ def _value_rows(numbers: Numbers, keys: Sequence[str]) -> tuple[Row, ...]:
     )
 
 
+_MASKING_WORDS = {"shown": "pass", "not rejected": "not rejected", "failed": "FAIL"}
+
+
 def masking_table(numbers: Numbers) -> Table:
-    """The masking report of every model that has one: pass or fail, with the numbers behind it."""
+    """The masking report of every model that has one: a verdict, with the numbers behind it."""
     rows = []
     for subject in all_subjects(numbers):
         record, state = numbers.record(subject, "masking"), numbers.cell(subject, "masking", "masking/passed").state
@@ -200,13 +203,13 @@ def masking_table(numbers: Numbers) -> Table:
         for name, audit in sorted(record["audits"].items() if record else ()):
             numbers_by_name = sorted(audit["numbers"].items(), key=lambda item: _natural(item[0]))
             values = ", ".join(f"{key} {_short(value)}" for key, value in numbers_by_name)
-            verdict = "pass" if audit["passed"] else "FAIL"
-            entries = Entry(verdict), Entry(values), Entry(audit["rule"])
+            entries = Entry(_MASKING_WORDS[audit["verdict"]]), Entry(values), Entry(audit["rule"])
             rows.append(Row(f"{display_name(subject)}: {name}", entries, rule=False))
     text = (
         f"Profile {numbers.params.profile}, seed {numbers.params.seed}. Indicators after Athalye et al. (2018) and "
-        "the supplement's section 1; an indicator fails only where the 95 % interval of a paired difference leaves "
-        "its tolerance."
+        "the supplement's section 1. By the 95 % intervals of the paired differences that an indicator compares: pass, "
+        "all lie within its tolerance; FAIL, one lies wholly beyond it; not rejected, otherwise: no sign of masking, "
+        "but this many images do not show the opposite."
     )
     columns = (Column("verdict"), Column("numbers"), Column("rule"))
     return Table("masking", "Gradient masking report", text, "Model: indicator", columns, tuple(rows))
