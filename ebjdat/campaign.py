@@ -1,23 +1,29 @@
 """Many runs of the same stages over other parameters: seeds, readings, whole tables of a budget.
 
 A study is a YAML file: the evaluation stages to run and a list of rows, most valuable first. A row
-is a mapping of parameter keys to values over params.yaml; the key ``model`` names a baseline
-instead of the current model. Each row gets a workspace of its own with its own params.yaml, in
-which the ordinary stage commands run one after the other; rows that differ in method, variant or
-baseline only share models, so that transfer finds its surrogates. A row whose records are there
-with today's identity is not run again, so a campaign that was stopped continues, here or on
-another machine.
+is a mapping of parameter keys to values over params.yaml, where ``${profile}`` in a key stands for
+the row's profile; the key ``model`` names a baseline instead of the current model. Each row gets a
+workspace of its own with its own params.yaml, in which the ordinary stage commands run one after the
+other; rows that differ in method, variant or baseline only share models, so that transfer finds its
+surrogates. A command whose result is there with today's identity is not run again, so a campaign that
+was stopped continues.
+
+Everything lies below one folder, checkpoints and unfinished attacks included, and nothing in it names
+another place by an absolute path: copied beside the same code on another machine, it goes on there.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +39,10 @@ from ebjdat.subject import EVALUATIONS, Subject, data_digest
 
 SHARED_KEYS = ("method", "variant", "model")
 NO_BASELINE = ("generate",)
+REFERENCE = "stages.reference"
+STOPPED = (-signal.SIGTERM, 128 + signal.SIGTERM, 130)
+GRACE = 60.0
+"""Seconds that a command may take to write its checkpoint before it is killed."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +78,20 @@ class Row:
         return [(one, [*baseline, one.name] if one.variant is None else [*variant, one.variant]) for one in others]
 
 
-def read_study(path: Path, params_file: Path = Path("params.yaml")) -> list[Row]:
+def read_study(
+    path: Path,
+    params_file: Path = Path("params.yaml"),
+    *,
+    profile: str | None = None,
+    stages: Sequence[str] | None = None,
+) -> list[Row]:
     """The rows of a study over today's params.yaml.
+
+    Args:
+        path: the study.
+        params_file: what its rows are mappings over.
+        profile: of rows that name none; None: the one of ``params_file``.
+        stages: instead of the study's; empty: train only.
 
     Raises:
         UserError: the file is missing or malformed, or a row names an unknown key, value or stage.
@@ -81,16 +103,21 @@ def read_study(path: Path, params_file: Path = Path("params.yaml")) -> list[Row]
         raise UserError(f"{path}: cannot be read as a study ({' '.join(str(error).split())})") from None
     if not isinstance(study, dict) or set(study) != {"stages", "rows"} or not isinstance(study["rows"], list):
         raise UserError(f"{path}: expected the keys `stages` and `rows`")
-    unknown = [stage for stage in study["stages"] if stage not in EVALUATIONS]
+    wanted = study["stages"] if stages is None else list(stages)
+    unknown = [stage for stage in wanted if stage not in EVALUATIONS]
     if unknown:
         raise UserError(f"{path}: unknown stage {unknown[0]!r}; known: {', '.join(EVALUATIONS)}")
-    return [_row(f"{path}, row {i + 1}", row, base, study["stages"]) for i, row in enumerate(study["rows"])]
+    if profile is not None:
+        base["profile"] = profile
+    return [_row(f"{path}, row {i + 1}", row, base, wanted) for i, row in enumerate(study["rows"])]
 
 
 def _row(where: str, overrides: Any, base: dict[str, Any], stages: list[str]) -> Row:
     if not isinstance(overrides, dict):
         raise UserError(f"{where}: expected a mapping of parameter keys to values, got {overrides!r}")
     raw = copy.deepcopy(base)
+    profile = str(overrides.get("profile", raw.get("profile")))
+    overrides = {key.replace("${profile}", profile): value for key, value in overrides.items()}
     for key, value in overrides.items():
         if key != "model":
             _set(raw, key, value, where)
@@ -126,41 +153,70 @@ def prepare_workspace(row: Row, root: Path) -> Path:
         (shared / name).mkdir(parents=True, exist_ok=True)
         _link(folder / name, shared / name)
     for name in ("ebjdat", "stages", "data"):
-        _link(folder / name, (Path.cwd() / name).resolve())
-    reference = Path("models") / row.params.profile / "reference"
-    if reference.is_dir():
-        (shared / reference).parent.mkdir(parents=True, exist_ok=True)
-        _link(shared / reference, reference.resolve())
+        _link(folder / name, Path.cwd() / name)
+    reference = _reference(row)
+    if reference.is_dir() and not (shared / reference).is_dir():
+        _link(shared / reference, Path.cwd() / reference)
     files.write_text(folder / "params.yaml", yaml.safe_dump(row.raw, sort_keys=False))
     return folder
 
 
 def _link(path: Path, target: Path) -> None:
+    """A relative link: it stays right where campaign and checkout are copied together."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    wanted = Path(os.path.relpath(target.resolve(), path.parent.resolve()))
+    if path.is_symlink() and path.readlink() != wanted:
+        path.unlink()
     if not path.is_symlink():
-        path.symlink_to(target, target_is_directory=True)
+        path.symlink_to(wanted, target_is_directory=True)
+
+
+def _reference(row: Row) -> Path:
+    return Path("models") / row.params.profile / "reference"
+
+
+def environment_of(root: Path) -> dict[str, str]:
+    """What every command of a campaign is told: where its store and its unfinished work lie."""
+    return dict(os.environ, DVC_ROOT=str(files.main_checkout()), EBJDAT_SCRATCH=str(root.resolve() / "scratch"))
 
 
 def pending(row: Row, folder: Path) -> list[list[str]]:
-    """The commands whose result is not there yet with today's identity."""
+    """The commands whose result is not there yet with today's identity.
+
+    The model comes first and what only some stage needs right before that stage, so that a campaign
+    that is stopped early has spent its time on the row itself.
+    """
     data = data_digest(row.subject.profile)
-    left = [
-        command
-        for surrogate, command in row.surrogates
-        if not _done(folder / surrogate.surrogate_dir / "summary.json", surrogate.identity(row.params, "train", data))
-    ]
+    left = []
     for command in row.commands:
         stage = command[0].removeprefix("stages.")
         training = command[0] == row.subject.training_module
         name = "train" if training else stage
         path = row.subject.model_dir / "summary.json" if training else row.subject.results_dir / f"{stage}.json"
-        if not _done(folder / path, row.subject.identity(row.params, name, data)):
-            left.append(command)
+        if _done(folder / path, "identity", row.subject.identity(row.params, name, data)):
+            continue
+        if stage == "transfer":
+            left += _surrogates_left(row, folder, data)
+        if stage == "generate" and not _done(folder / _reference(row) / "manifest.json", "data", data):
+            left.append([REFERENCE])
+        left.append(command)
     return left
 
 
-def _trained_by(row: Row, command: list[str]) -> str | None:
-    """Name of the model that a command trains; rows of one group share it."""
+def _surrogates_left(row: Row, folder: Path, data: str) -> list[list[str]]:
+    return [
+        command
+        for surrogate, command in row.surrogates
+        if not _done(
+            folder / surrogate.surrogate_dir / "summary.json", "identity", surrogate.identity(row.params, "train", data)
+        )
+    ]
+
+
+def _makes(row: Row, command: list[str]) -> str | None:
+    """Name of the model or reference that a command makes; rows of one group share it."""
+    if command[0] == REFERENCE:
+        return "reference"
     if command[0] == "stages.surrogate":
         return f"ebjdat-{command[-1]}"
     return (
@@ -168,8 +224,8 @@ def _trained_by(row: Row, command: list[str]) -> str | None:
     )
 
 
-def _done(path: Path, identity: str) -> bool:
-    return path.is_file() and files.read_json(path)["identity"] == identity
+def _done(path: Path, key: str, value: str) -> bool:
+    return path.is_file() and files.read_json(path)[key] == value
 
 
 class Campaign:
@@ -184,11 +240,15 @@ class Campaign:
 
     def __init__(self, root: Path, *, minutes: float | None = None, jobs: int = 1) -> None:
         self.root, self.jobs = root, jobs
-        self._training: dict[tuple[str, str], threading.Lock] = {}
+        self._making: dict[tuple[str, str], threading.Lock] = {}
+        self._noting = threading.Lock()
         self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
 
     def run(self, rows: list[Row]) -> dict[str, str]:
-        """State of each row: done, stopped or failed (with the command)."""
+        """State of each row: done, stopped or failed (with the command).
+
+        Ctrl-C and SIGTERM count as the end of the time.
+        """
         for row in rows:  # before any thread: rows of one group share folders
             prepare_workspace(row, self.root)
         with ThreadPoolExecutor(self.jobs) as pool:
@@ -200,7 +260,7 @@ class Campaign:
             started = time.monotonic()
             code = self._once(row, command, folder)
             told = f"{row.name}: {' '.join(command)} {duration(time.monotonic() - started)}"
-            if code is None or code in (-signal.SIGTERM, 128 + signal.SIGTERM):
+            if code is None or (self._over() and code in STOPPED):
                 print(f"{told}, stopped: time is up", flush=True)
                 return "stopped"
             print(f"{told}{'' if code == 0 else f', failed with exit code {code}'}", flush=True)
@@ -209,32 +269,67 @@ class Campaign:
         return "done"
 
     def _once(self, row: Row, command: list[str], folder: Path) -> int | None:
-        """Run a command, unless it trains a model that another row has trained meanwhile."""
-        name = _trained_by(row, command)
+        """Run a command, unless it makes what another row has made meanwhile."""
+        name = _makes(row, command)
         if name is None:
             return self._command(command, folder)
-        with self._training.setdefault((row.group, name), threading.Lock()):
+        with self._making.setdefault((row.group, name), threading.Lock()):
             return self._command(command, folder) if command in pending(row, folder) else 0
 
-    def _left(self) -> float | None:
-        return None if self.deadline is None else self.deadline - time.monotonic()
+    def stop(self, *_: object) -> None:
+        """End the time now; a signal handler."""
+        self.deadline = time.monotonic()
 
     def _command(self, command: list[str], folder: Path) -> int | None:
-        left = self._left()
-        if left is not None and left <= 0:
+        """Exit code; None where the time was up before it could start."""
+        if self._over():
             return None
-        environment = dict(os.environ, DVC_ROOT=str(files.main_checkout()))
+        environment = environment_of(self.root)
         if self.jobs > 1:
             environment["OMP_NUM_THREADS"] = "1"
+        started = time.time()
         with (folder / "log.txt").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", *command], cwd=folder, env=environment, stdout=log, stderr=log
+                [sys.executable, "-m", *command],
+                cwd=folder,
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C reaches the campaign alone, which passes it on once
             )
+            code = self._wait(process)
+        self._note(folder, command, started, code)
+        return code
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> int:
+        while not self._over():
             try:
-                return process.wait(left)
+                return process.wait(0.5)
             except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGTERM)
-                return process.wait()
+                continue
+        process.send_signal(signal.SIGTERM)
+        try:
+            return process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            process.kill()  # the checkpoint before counts
+            process.wait()
+            return -signal.SIGTERM
+
+    def _over(self) -> bool:
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+    def _note(self, folder: Path, command: list[str], started: float, code: int) -> None:
+        """One line per command in ``times.jsonl``: training has no side file of its own."""
+        line = {
+            "row": folder.name,
+            "command": command,
+            "seconds": round(time.time() - started, 1),
+            "code": code,
+            "host": socket.gethostname(),
+            "jobs": self.jobs,
+        }
+        with self._noting, (self.root / "times.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
 
 
 def log_records(rows: list[Row], root: Path) -> None:
@@ -247,8 +342,8 @@ def log_records(rows: list[Row], root: Path) -> None:
     for row in rows:
         folder = root / row.name
         if (folder / row.subject.results_dir).is_dir():
-            environment = dict(os.environ, DVC_ROOT=str(files.main_checkout()))
-            if subprocess.run([sys.executable, "-m", "stages.record"], cwd=folder, env=environment).returncode:
+            told = subprocess.run([sys.executable, "-m", "stages.record"], cwd=folder, env=environment_of(root))
+            if told.returncode:
                 failed.append(row.name)
     if failed:
         raise UserError(f"records of {', '.join(failed)} were not logged; run the same command again")

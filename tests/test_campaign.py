@@ -51,15 +51,15 @@ def test_rows_are_parameters_over_params_yaml(study: Path) -> None:
     assert baseline.group == base.group != weighted.group
 
 
-def test_a_row_that_needs_surrogates_trains_them_first_and_its_own_model_once(study: Path, tmp_path: Path) -> None:
+def test_a_row_that_needs_surrogates_trains_them_and_its_own_model_once(study: Path, tmp_path: Path) -> None:
     study.write_text("stages: [transfer]\nrows: [{method: ebjdat, variant: jempp}, {model: pgd_at}]")
     ours, baseline = read_study(study)
     shared = [["stages.baseline", "--model", "undefended"]]
     shared += [["stages.surrogate", "--variant", variant] for variant in ("jempp", "sadajem")]
-    first = [["stages.baseline", "--model", "pgd_at"], *shared]
-    assert pending(ours, prepare_workspace(ours, tmp_path / "runs")) == [*first, ["stages.train"], ["stages.transfer"]]
-    own = [["stages.baseline", "--model", "pgd_at"], ["stages.transfer", "--model", "pgd_at"]]
-    assert pending(baseline, prepare_workspace(baseline, tmp_path / "runs")) == [*shared, *own]
+    others = [["stages.baseline", "--model", "pgd_at"], *shared]
+    assert pending(ours, prepare_workspace(ours, tmp_path / "runs")) == [["stages.train"], *others, ["stages.transfer"]]
+    own, last = ["stages.baseline", "--model", "pgd_at"], ["stages.transfer", "--model", "pgd_at"]
+    assert pending(baseline, prepare_workspace(baseline, tmp_path / "runs")) == [own, *shared, last]
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,9 @@ def test_a_campaign_runs_what_is_left_and_continues_after_a_failure(study: Path,
     paths |= {stage: row.subject.results_dir / f"{stage}.json" for stage in ("clean", "generate")}
     wanted = {name: (str(path), row.subject.identity(row.params, name, "d")) for name, path in paths.items()}
     (tmp_path / "wanted.json").write_text(json.dumps(wanted))
+    reference = tmp_path / "models" / "digits" / "reference"
+    reference.mkdir(parents=True)
+    (reference / "manifest.json").write_text('{"data": "d"}')
     code, ran = tmp_path / "code", tmp_path / "ran"
     for name in paths:
         text = STAGE.format(name=name, wanted=str(tmp_path / "wanted.json"), ran=str(ran), code=str(code))
@@ -109,6 +112,44 @@ def test_a_campaign_runs_what_is_left_and_continues_after_a_failure(study: Path,
     assert campaign.run([row]) == {row.name: "done"}
     assert ran.read_text().split() == ["train", "clean", "generate", "generate"]
     assert pending(row, tmp_path / "runs" / row.name) == []
+
+
+def test_a_row_is_trained_before_what_only_its_transfer_needs(study: Path, tmp_path: Path) -> None:
+    study.write_text("stages: [clean, generate, transfer]\nrows: [{variant: jempp}]")
+    (row,) = read_study(study, stages=["clean", "generate", "transfer"])
+    ran = [command[0].removeprefix("stages.") for command in pending(row, prepare_workspace(row, tmp_path / "runs"))]
+    assert ran[:4] == ["train", "clean", "reference", "generate"]
+    assert ran[-1] == "transfer" and set(ran[4:-1]) <= {"baseline", "surrogate"}
+
+
+def test_the_command_chooses_profile_and_stages_and_a_key_may_follow_the_profile(study: Path) -> None:
+    study.write_text('stages: [clean]\nrows: [{"profiles.${profile}.training.pgd_at.train_eps": 4/255, model: pgd_at}]')
+    (row,) = read_study(study, profile="cifar10-smoke", stages=[])
+    assert row.params.profile == "cifar10-smoke" and row.params.current.training.pgd_at.train_eps == 4 / 255
+    assert row.commands == [["stages.baseline", "--model", "pgd_at"]]
+
+
+def test_a_copied_campaign_points_at_the_checkout_that_it_was_copied_to(study: Path, tmp_path: Path) -> None:
+    row = read_study(study)[0]
+    prepare_workspace(row, tmp_path / "here" / ".campaign")
+    links = {
+        path.name: path.readlink()
+        for path in (tmp_path / "here" / ".campaign" / row.name).iterdir()
+        if path.is_symlink()
+    }
+    assert links and not any(link.is_absolute() for link in links.values())
+
+
+def test_a_stopped_command_counts_as_stopped_and_its_time_is_noted(study: Path, tmp_path: Path) -> None:
+    row = read_study(study)[0]
+    (tmp_path / "stages").mkdir()
+    waiting = (
+        "import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit(143))\nprint('on', flush=True)\ntime.sleep(60)"
+    )
+    (tmp_path / "stages" / "baseline.py").write_text(waiting)
+    assert Campaign(tmp_path / "runs", minutes=0.02).run([row]) == {row.name: "stopped"}
+    noted = json.loads((tmp_path / "runs" / "times.jsonl").read_text())
+    assert noted["command"] == ["stages.baseline", "--model", "pgd_at"] and noted["code"] in (143, -15)
 
 
 def test_no_command_starts_after_the_time_is_up(study: Path, tmp_path: Path) -> None:
