@@ -14,6 +14,14 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def evaluators(device: torch.device, devices: str | int) -> int:
+    """Processes that share one evaluation: one per core on a CPU, one per GPU, at most ``devices`` of them."""
+    if device.type == "cpu":
+        return processors()
+    found = torch.cuda.device_count()
+    return min(found, devices) if isinstance(devices, int) else found
+
+
 def choose_device(wanted: str) -> torch.device:
     """``auto``: CUDA where there is one, else the CPU; ``cpu`` and ``cuda`` are taken at their word.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 from ebjdat import command, files, provenance
-from ebjdat.device import processors
+from ebjdat.device import evaluators
 from ebjdat.evaluation.robustness import evaluate
 from ebjdat.subject import data_digest
 from stages.evaluating import begin
@@ -34,7 +34,7 @@ def main() -> None:
             last_images=min(evaluation.autoattack.last_images, evaluation.autoattack.images),
             folder=folder,
             made_by=made_by,
-            workers=processors() if task.device.type == "cpu" else 1,
+            workers=evaluators(task.device, task.params.devices),
         )
         task.finish(result)
         shutil.rmtree(folder, ignore_errors=True)

@@ -566,7 +566,7 @@ def test_a_stage_writes_its_record_side_file_and_arrays_and_again_the_same(
     module = importlib.import_module(f"stages.{stage}")
     monkeypatch.setattr(sys, "argv", [stage])
     if stage == "autoattack":
-        monkeypatch.setattr(module, "processors", lambda: 1)
+        monkeypatch.setattr(module, "evaluators", lambda device, devices: 1)
     folder = workspace / "results" / "digits" / "ebjdat-jempp"
     module.main()
     first = (folder / f"{stage}.json").read_bytes(), (folder / f"{stage}.npz").read_bytes()

@@ -6,11 +6,14 @@ import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 import torch
 
+from ebjdat import device
+from ebjdat.attacks import slices
 from ebjdat.errors import UserError
 from ebjdat.provenance import ROOT
 from ebjdat.subject import Subject
@@ -150,3 +153,22 @@ def test_alone_a_process_has_all_of_the_batch_and_nothing_to_gather() -> None:
     assert (parallel.world(), parallel.rank(), parallel.bounds(5)) == (1, 0, (0, 5))
     assert parallel.share(x).equal(x) and parallel.whole(x, 5).equal(x) and parallel.total(x).equal(x)
     assert parallel.agreed(None) is None and parallel.agreed(15) == 15
+
+
+def test_an_evaluation_has_a_process_per_core_or_per_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "processors", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    assert device.evaluators(torch.device("cpu"), "auto") == device.evaluators(torch.device("cpu"), 2) == 3
+    assert [device.evaluators(torch.device("cuda"), wanted) for wanted in ("auto", 2, 16)] == [8, 2, 8]
+
+
+def test_workers_of_an_attack_take_one_gpu_each_and_none_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    places: SimpleQueue[int | None] = SimpleQueue()
+    for place in (0, 1, None):
+        places.put(place)
+    for _ in range(3):
+        slices._begin({}, places)
+    assert taken == [0, 1]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,8 +105,9 @@ def run_jobs(
         images: slice (x, y) of each job.
         folder: for this evaluation alone.
         made_by: identity of models and code.
-        workers: processes on a CPU. Each uses one thread whatever their number, so outcomes do not
-            depend on it; small batches gain nothing from a second thread.
+        workers: processes, on a CPU as many as it has cores, on GPUs one for each. On a CPU each uses
+            one thread whatever their number, so outcomes do not depend on it; small batches gain
+            nothing from a second thread.
 
     Raises:
         UserError: see :func:`load_outcome`. AuditError: see :func:`run_job`.
@@ -144,7 +146,11 @@ def _run(
             yield job, outcome
         return
     context = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), context, _begin, (load,))
+    places = context.SimpleQueue()
+    on_gpus = images[jobs[0]][0].device.type == "cuda"
+    for place in range(min(workers, len(jobs))):
+        places.put(place if on_gpus else None)
+    pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), context, _begin, (load, places))
     try:
         running = {pool.submit(_work, *_arrays(images[job]), job): job for job in jobs}
         for future in concurrent.futures.as_completed(running):
@@ -168,8 +174,11 @@ _worker_load: dict[str, Callable[[], nn.Module]] = {}
 _worker_models: dict[str, nn.Module] = {}
 
 
-def _begin(load: Loaders) -> None:
-    """Once per worker process."""
+def _begin(load: Loaders, places: Any) -> None:
+    """Once per worker process; ``places`` gives each a GPU of its own, or None on a CPU."""
+    place = places.get()
+    if place is not None:
+        torch.cuda.set_device(place)  # where `cuda` without a number puts the model
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _worker_load.update(load)
