@@ -215,7 +215,7 @@ class AutoAttackImages:
     images: int = number(1)
     slice: int = number(1)
     last_images: int = number(0)
-    """At most so many of them, the first ones, on which the cascade attacks the last checkpoint too; 0: none."""
+    """The first of them, in whole slices, on which the cascade's start attacks the last checkpoint; 0: none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
