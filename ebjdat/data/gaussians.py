@@ -66,6 +66,9 @@ class Mixture:
         noise = torch.randn(n, self.mean.shape[1], generator=generator, device=generator.device).to(self.mean.device)
         flat = self.mean[labels]
         for label in range(len(self.mean)):
+            if flat.is_cuda:  # counting a class's rows would wait for the device; zero rows cost less
+                flat.addmm_(noise * (labels == label)[:, None], self.chol[label].T)
+                continue
             chosen = (labels == label).nonzero().squeeze(1)
             if len(chosen):
                 flat[chosen] += noise[chosen] @ self.chol[label].T

@@ -87,6 +87,8 @@ class Trainer:
         self.recipe, self.shared, self.seed, self.device = recipe, shared, seed, device
         self.checkpoints, self.report, self.note = checkpoints, report, note
         self.supervisor = supervisor or Supervisor()
+        # Training meets the same few shapes again and again; no effect on a CPU.
+        torch.backends.cudnn.benchmark = True
         self.x, self.y = _on(data.x_train, device), data.y_train.to(device)
         self.x_val, self.y_val = _on(data.x_val, device), data.y_val.to(device)
         self.steps_per_epoch = max(1, len(self.x) // recipe.schedule.batch_size)
