@@ -1,0 +1,99 @@
+"""How many runs that diverge for real finish with the supervisor, and how many without.
+
+    python -m benchmarks.divergence [--seeds 20] [--factor 30]
+
+JEM on digits (method ``base``, variant ``jem``) at a learning rate of ``factor`` times the recipe's, a few
+epochs, once with the supervisor's checks and rollbacks and once without. A run is healthy when it ends with
+finite values and a mean energy gap below the supervisor's limit. Writes ``benchmarks/results/divergence.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ebjdat import command, files
+from ebjdat.config import load_params
+from ebjdat.data.prepared import load_prepared
+from ebjdat.device import processors
+from ebjdat.errors import DivergenceError
+from ebjdat.subject import Subject
+from ebjdat.training.loop import Trainer
+from ebjdat.training.recipes import recipe
+from ebjdat.training.state import State
+from ebjdat.training.supervisor import Supervisor
+
+RESULT = Path(__file__).parent / "results" / "divergence.json"
+EPOCHS = 4
+
+
+class Unsupervised(Supervisor):
+    """Looks and lets go on; a value that is not finite ends the run, as training would be lost there."""
+
+    def check(self, state: State, values: dict[str, float]) -> None:
+        """Keep the values."""
+        self.trace.append({"epoch": state.epoch, "step": state.step, **values})
+        if not all(map(math.isfinite, values.values())):
+            raise DivergenceError("a value is not finite")
+
+
+def run_once(seed: int, factor: float, *, supervised: bool) -> dict[str, Any]:
+    """One run; what became of it."""
+    torch.set_num_threads(1)
+    params = load_params()
+    plan = recipe(params, Subject("digits", "base", "jem", seed))
+    schedule = dataclasses.replace(plan.schedule, lr=factor * plan.schedule.lr, epochs=EPOCHS)
+    supervisor = Supervisor() if supervised else Unsupervised()
+    profile = params.profiles["digits"]
+    trainer = Trainer(
+        dataclasses.replace(plan, schedule=schedule),
+        profile.training.shared,
+        profile.network,
+        load_prepared(Path("data/digits")),
+        seed=seed,
+        device=torch.device("cpu"),
+        supervisor=supervisor,
+    )
+    try:
+        outcome = trainer.run()
+    except DivergenceError as error:
+        return {"seed": seed, "healthy": False, "rollbacks": trainer.state.retries, "end": str(error)}
+    last = outcome.history[-1]
+    gap = abs(last["energy_data"] - last["energy_generated"])
+    return {
+        "seed": seed,
+        "healthy": gap < supervisor.gap_limit,
+        "rollbacks": len(outcome.events),
+        "causes": [event["cause"] for event in outcome.events],
+        "gap": gap,
+        "val_clean": last["val_clean"],
+        "end": "all epochs done",
+    }
+
+
+def main() -> None:
+    """Run all seeds both ways and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--factor", type=float, default=30.0)
+    options = parser.parse_args()
+    result: dict[str, Any] = {"subject": "base-jem", "profile": "digits", "epochs": EPOCHS, "factor": options.factor}
+    with ProcessPoolExecutor(processors()) as pool:
+        for name, supervised in (("with", True), ("without", False)):
+            once = partial(run_once, factor=options.factor, supervised=supervised)
+            result[name] = list(pool.map(once, range(options.seeds)))
+            healthy = sum(run["healthy"] for run in result[name])
+            print(f"{name} supervisor: {healthy} of {options.seeds} healthy at the end", flush=True)
+    files.write_json(RESULT, json.loads(json.dumps(result)))
+
+
+if __name__ == "__main__":
+    command.run(main)
