@@ -10,7 +10,8 @@ from stages.evaluating import begin
 def main() -> None:
     """Write the record ``eot`` of the model that ``--model`` names, or of the current one."""
     task = begin("eot", __doc__)
-    task.finish(evaluate(task.model(), task.x, task.y, **task.common))
+    with task.outcomes() as done:
+        task.finish(evaluate(task.model(), task.x, task.y, **task.common, done=done))
 
 
 if __name__ == "__main__":

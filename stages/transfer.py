@@ -11,11 +11,10 @@ from stages.evaluating import begin
 def main() -> None:
     """Write the record ``transfer`` of the model that ``--model`` names, or of the current one."""
     task = begin("transfer", __doc__)
-    surrogates = {
-        surrogate.name: load_model(surrogate.surrogate_dir / "best.pt", task.device)
-        for surrogate in task.subject.surrogates(task.params)
-    }
-    task.finish(evaluate(task.subject.name, task.model(), surrogates, task.x, task.y, **task.common))
+    paths = {found.name: found.surrogate_dir / "best.pt" for found in task.subject.surrogates(task.params)}
+    surrogates = {name: load_model(path, task.device) for name, path in paths.items()}
+    with task.outcomes(*paths.values()) as done:
+        task.finish(evaluate(task.subject.name, task.model(), surrogates, task.x, task.y, **task.common, done=done))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
+import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,14 +21,16 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from ebjdat import files
 from ebjdat.attacks.apgd import APGD
 from ebjdat.attacks.audit import Audit
 from ebjdat.attacks.autoattack import CASCADE, Outcome
 from ebjdat.attacks.batches import Batches, correct
 from ebjdat.attacks.linf import PGD
-from ebjdat.errors import AuditError
+from ebjdat.errors import AuditError, UserError
 from ebjdat.evaluation import cases, clean, distributions, eot, robustness, selftest, sweep, transfer
 from ebjdat.evaluation.cases import attack_case, make_cases, noisy
+from ebjdat.evaluation.outcomes import NOTHING
 from ebjdat.evaluation.outliers import outliers
 from ebjdat.evaluation.statistics import Result, paired
 from ebjdat.protocols import PROTOCOLS, AutoAttackCell, EotCell, Table1
@@ -448,8 +453,8 @@ def test_a_cell_does_not_depend_on_the_cells_it_walks_with(images: tuple[Tensor,
     (case, _) = make_cases(*images, RADIUS, None)
     cell = sweep.Cell(0.0, RADIUS, 10)
     others = [sweep.Cell(0.0, 0.02, 10), cell, sweep.Cell(0.0, 0.4, 10)]
-    alone, _ = sweep._attack_cells(model, [cell], {0.0: case}, Batches())
-    together, _ = sweep._attack_cells(model, others, {0.0: case}, Batches())
+    alone, _ = sweep._attack_cells(model, [cell], {0.0: case}, Batches(), NOTHING)
+    together, _ = sweep._attack_cells(model, others, {0.0: case}, Batches(), NOTHING)
     assert torch.equal(alone[cell], together[cell])
 
 
@@ -587,3 +592,44 @@ def test_a_stage_of_a_baseline_writes_into_its_own_folder(workspace: Path, monke
     assert "energy/gap-training-adversary" in record["values"]
     assert "energy/gap-generated" not in record["values"], "a baseline has no samples"
     assert record["settings"]["released"]["input_noise"] == 0.0
+
+
+@pytest.mark.parametrize("stage", ["transfer", "sweep", "eot"])
+def test_a_killed_stage_goes_on_with_the_same_flags_and_refuses_outcomes_of_another_evaluation(
+    workspace: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module(f"stages.{stage}")
+    monkeypatch.setattr(sys, "argv", [stage])
+    folder, scratch = workspace / "results" / "digits" / "ebjdat-jempp", workspace / ".mlflow" / stage
+    module.main()
+    expected = (folder / f"{stage}.json").read_bytes(), (folder / f"{stage}.npz").read_bytes()
+    shutil.rmtree(folder)
+    child = os.fork()
+    if child == 0:
+        write, written = files.write_json, []
+
+        def killed(path: Path, value: object) -> None:
+            written.append(path)
+            if len(written) == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            write(path, value)
+
+        files.write_json = killed
+        module.main()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    left = sorted(scratch.glob("*/*.json"))
+    assert len(left) == 2
+    content = json.loads(left[0].read_text())
+    for name in ("models", "data slice", "radius", "code"):
+        other = {**content, "identity": {**content["identity"], name: "another"}}
+        left[0].write_text(json.dumps(other))
+        with pytest.raises(UserError, match=f"another evaluation \\({name}: expected .*, found another\\)"):
+            module.main()
+    left[0].write_text("{}")
+    with pytest.raises(UserError, match="not the outcome of an attack"):
+        module.main()
+    left[0].write_text(json.dumps(content))
+    module.main()
+    assert ((folder / f"{stage}.json").read_bytes(), (folder / f"{stage}.npz").read_bytes()) == expected
+    assert not list(scratch.rglob("*.json"))

@@ -11,6 +11,7 @@ is an upper bound on robustness, and APGD-CE is the one to read.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from ebjdat.attacks.audit import check_images, guarded
 from ebjdat.attacks.batches import Batches, correct, logits_of
 from ebjdat.attacks.linf import EOTPGD, NoisyModel
 from ebjdat.evaluation.cases import Case, arrays_of, opened, rate, stream
+from ebjdat.evaluation.outcomes import NOTHING, Outcome, Outcomes
 from ebjdat.evaluation.statistics import Result
 from ebjdat.protocols import EotCell
 
@@ -59,6 +61,7 @@ def evaluate(
     nominal: float,
     variant: str | None,
     batches: Batches | None = None,
+    done: Outcomes = NOTHING,
 ) -> Result:
     """Everything of the stage ``eot``; arguments as in :func:`ebjdat.evaluation.transfer.evaluate`.
 
@@ -70,7 +73,7 @@ def evaluate(
     audits: dict[str, dict[str, Any]] = {}
     for case in cases:
         for cell in case.protocol.eot.cells:
-            found, measured = _radii(model, case, cell, batches)
+            found, measured = done.once(f"{case.name}/{cell}", partial(_radii, model, case, cell, batches))
             flags |= found
             audits |= measured
     return Result(
@@ -82,9 +85,7 @@ def evaluate(
     )
 
 
-def _radii(
-    model: nn.Module, case: Case, cell: EotCell, batches: Batches
-) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+def _radii(model: nn.Module, case: Case, cell: EotCell, batches: Batches) -> Outcome:
     """Robust images and audits of one cell at all radii, which walk together in larger batches."""
     recipe = case.protocol.eot
     prefix = f"{case.name}/eot-pgd/{cell.noise}"

@@ -8,6 +8,7 @@ step of the full radius from the image) and ``<protocol>/uniform-noise`` (no att
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from ebjdat.attacks.batches import Batches, correct
 from ebjdat.attacks.linf import PGD, uniform_like
 from ebjdat.evaluation import selftest
 from ebjdat.evaluation.cases import Case, arrays_of, attack_case, opened, rate, stream
+from ebjdat.evaluation.outcomes import NOTHING, Outcome, Outcomes
 from ebjdat.evaluation.statistics import Result
 
 
@@ -45,6 +47,7 @@ def evaluate(
     nominal: float,
     variant: str | None,
     batches: Batches | None = None,
+    done: Outcomes = NOTHING,
 ) -> Result:
     """Everything of the stage ``sweep``; arguments as in :func:`ebjdat.evaluation.transfer.evaluate`.
 
@@ -56,7 +59,7 @@ def evaluate(
     images = {case.noise: case for case in cases}
     # Protocols meet in a cell when noise, radius and steps agree; then it is computed once.
     cells = list(dict.fromkeys(cell for named in names.values() for cell in named.values()))
-    walked, audits = _attack_cells(model, cells, images, batches)
+    walked, audits = _attack_cells(model, cells, images, batches, done)
     flags = {name: walked[cell] for named in names.values() for name, cell in named.items()}
     measured = {name: audits[cell] for named in names.values() for name, cell in named.items()}
     for case in cases:
@@ -88,22 +91,36 @@ def cells_of(case: Case) -> dict[str, Cell]:
 
 
 def _attack_cells(
-    model: nn.Module, cells: list[Cell], images: dict[float, Case], batches: Batches
+    model: nn.Module, cells: list[Cell], images: dict[float, Case], batches: Batches, done: Outcomes
 ) -> tuple[dict[Cell, Tensor], dict[Cell, dict[str, Any]]]:
     """Robust images and audit of every cell; cells of equal steps walk together in larger batches."""
     right = {noise: correct(model, case.x, case.y, batches) for noise, case in images.items()}
     robust: dict[Cell, Tensor] = {}
     audits: dict[Cell, dict[str, Any]] = {}
     for steps in sorted({cell.steps for cell in cells}):
-        together = [cell for cell in cells if cell.steps == steps]
-        crafted = _walk(model, together, images, right, batches)
-        for cell, x_adv in zip(together, crafted, strict=True):
-            case, chosen = images[cell.noise], right[cell.noise]
-            label = f"apgd-ce at {cell.radius:.4g} with {steps} steps"
-            audits[cell] = check_images(label, case.x[chosen], x_adv, cell.radius).plain()
-            robust[cell] = chosen.clone()
-            if len(x_adv):
-                robust[cell][chosen] = correct(model, x_adv, case.y[chosen], batches)
+        together = {str(cell): cell for cell in cells if cell.steps == steps}
+        found, measured = done.once(
+            f"apgd-ce, {steps} steps", partial(_attack_together, model, together, images, right, batches)
+        )
+        robust |= {cell: found[name] for name, cell in together.items()}
+        audits |= {cell: measured[name] for name, cell in together.items()}
+    return robust, audits
+
+
+def _attack_together(
+    model: nn.Module, cells: dict[str, Cell], images: dict[float, Case], right: dict[float, Tensor], batches: Batches
+) -> Outcome:
+    """Robust images and audit of cells of equal steps."""
+    robust: dict[str, Tensor] = {}
+    audits: dict[str, dict[str, Any]] = {}
+    crafted = _walk(model, list(cells.values()), images, right, batches)
+    for (name, cell), x_adv in zip(cells.items(), crafted, strict=True):
+        case, chosen = images[cell.noise], right[cell.noise]
+        label = f"apgd-ce at {cell.radius:.4g} with {cell.steps} steps"
+        audits[name] = check_images(label, case.x[chosen], x_adv, cell.radius).plain()
+        robust[name] = chosen.clone()
+        if len(x_adv):
+            robust[name][chosen] = correct(model, x_adv, case.y[chosen], batches)
     return robust, audits
 
 

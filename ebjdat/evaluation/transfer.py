@@ -9,6 +9,7 @@ but the model itself does. A surrogate of the model's own name is white-box.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ebjdat.attacks.batches import Batches, correct
 from ebjdat.attacks.linf import MIFGSM, PGD, VMIFGSM, VNIFGSM, SignAttack
 from ebjdat.evaluation import selftest
 from ebjdat.evaluation.cases import Case, arrays_of, attack_case, opened, rate, stream
+from ebjdat.evaluation.outcomes import NOTHING, Outcome, Outcomes
 from ebjdat.evaluation.statistics import Rate, Result
 from ebjdat.protocols import PROTOCOLS, Protocol
 
@@ -35,6 +37,7 @@ def evaluate(
     nominal: float,
     variant: str | None,
     batches: Batches | None = None,
+    done: Outcomes = NOTHING,
 ) -> Result:
     """Everything of the stage ``transfer``.
 
@@ -45,6 +48,7 @@ def evaluate(
         x, y: images (N,C,H,W) in [0, 1], labels (N,).
         nominal: the profile's radius, pixel units.
         variant: JEM variant of the model, for the protocol's input noise; None for a baseline.
+        done: outcomes of attacks that an earlier, killed evaluation has finished.
 
     Raises:
         AuditError: an attack broke a property.
@@ -58,12 +62,13 @@ def evaluate(
     for case in cases:
         right = correct(model, case.x, case.y, batches)
         rates[f"{case.name}/clean"] = rate(right)
-        worst = dict.fromkeys(surrogates, right)
+        worst = dict.fromkeys(surrogates, right.cpu())
         for surrogate, source in surrogates.items():
             for label, attack in attacks_of(case.protocol, case.radius, batches).items():
                 key = f"{case.name}/transfer/{surrogate}/{label}"
-                robust, audit, values[f"{key}/on-surrogate"] = _transfer(key, attack, source, model, case, batches)
-                rates[key], audits[key], flags[key] = rate(robust), audit, robust
+                found, plain = done.once(key, partial(_transfer, key, attack, source, model, case, batches))
+                robust, audits[key], values[f"{key}/on-surrogate"] = found["robust"], plain["audit"], plain["source"]
+                rates[key], flags[key] = rate(robust), robust
                 worst[surrogate] = worst[surrogate] & robust
             rates[f"{case.name}/transfer/{surrogate}/worst"] = rate(worst[surrogate])
         others = [robust for surrogate, robust in worst.items() if surrogate != name]
@@ -98,7 +103,7 @@ def attacks_of(protocol: Protocol, radius: float, batches: Batches) -> dict[str,
 
 def _transfer(
     key: str, attack: SignAttack, source: nn.Module, model: nn.Module, case: Case, batches: Batches
-) -> tuple[Tensor, dict[str, Any], float]:
+) -> Outcome:
     """Robust images of ``model``, the audit, and the surrogate's own accuracy on the same images."""
     generator = stream(case.protocol.seed, "transfer")
     attacked = attack_case(
@@ -114,4 +119,5 @@ def _transfer(
         batches=batches,
     )
     on_surrogate = correct(source, attacked.x_adv, case.y, batches)
-    return attacked.robust, attacked.audit.plain(), float(on_surrogate.float().mean())
+    plain = {"audit": attacked.audit.plain(), "source": float(on_surrogate.float().mean())}
+    return {"robust": attacked.robust}, plain
