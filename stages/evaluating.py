@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,17 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ebjdat import files, provenance
 from ebjdat.attacks.batches import Batches
 from ebjdat.config import Params
 from ebjdat.data.prepared import load_prepared
 from ebjdat.device import choose_device
 from ebjdat.evaluation import external
-from ebjdat.evaluation.outcomes import Outcomes, kept, slice_hash
+from ebjdat.evaluation.outcomes import Outcomes, kept
 from ebjdat.evaluation.statistics import Result
 from ebjdat.model.store import load_model
 from ebjdat.reporting.records import write_record
-from ebjdat.subject import Subject, data_digest
+from ebjdat.subject import Subject
 from stages.arguments import from_arguments
 
 
@@ -56,26 +55,10 @@ class Task:
         """The subject's best or last checkpoint."""
         return self.opener(checkpoint)()
 
-    @contextmanager
-    def outcomes(self, *models: Path) -> Iterator[Outcomes]:
-        """Outcomes of attacks on ``best.pt`` that a killed run of this very stage has left.
-
-        Args:
-            models: files of other models that decide them.
-        """
-        subject, weights = self.subject, (self.subject.model_dir / "best.pt", *models)
-        identity = subject.identity(self.params, self.stage, data_digest(subject.profile))
-        made_by = {
-            "models": " ".join(provenance.file_hash(path)[:16] for path in weights),
-            "code": provenance.closure_hash(f"stages.{self.stage}"),
-            "data slice": slice_hash(self.x, self.y),
-            "radius": str(self.params.current.evaluation.radius),
-            "device": self.device.type,
-            "evaluation": identity,
-        }
-        folder = files.scratch(self.stage, identity)
-        with kept(folder, made_by, f"the stage {self.stage} on {subject.name}") as outcomes:
-            yield outcomes
+    def outcomes(self, *models: Path) -> AbstractContextManager[Outcomes]:
+        """What a killed run of this very stage has left; ``models`` are files of other models that decide it."""
+        weights = (self.subject.model_dir / "best.pt", *models)
+        return kept(self.stage, self.params, self.subject, weights, self.x, self.y)
 
     def finish(self, result: Result) -> None:
         """Write the record and print its accuracies with their intervals."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from ebjdat import files, provenance
+from ebjdat.config import Params
 from ebjdat.errors import UserError
+from ebjdat.subject import Subject, data_digest
 
 Outcome = tuple[dict[str, Tensor], Any]
 """Flags (N,) bool on the CPU by name, and plain values for JSON: audits, accuracies."""
@@ -72,13 +74,29 @@ NOTHING = Outcomes()
 
 
 @contextmanager
-def kept(folder: Path, identity: dict[str, str], what: str) -> Iterator[Outcomes]:
-    """Outcomes below ``folder``, held by this process; removed when the block ends without an error.
+def kept(
+    stage: str, params: Params, subject: Subject, weights: Sequence[Path], x: Tensor, y: Tensor
+) -> Iterator[Outcomes]:
+    """Outcomes of a stage, held by this process; removed when the block ends without an error.
+
+    Args:
+        weights: files of all models that decide them.
+        x, y: images and labels, on the stage's device.
 
     Raises:
         UserError: another process runs this evaluation.
     """
-    with files.hold(folder.with_suffix(".lock"), what):
+    evaluation = subject.identity(params, stage, data_digest(subject.profile))
+    identity = {
+        "models": " ".join(provenance.file_hash(path)[:16] for path in weights),
+        "code": provenance.closure_hash(f"stages.{stage}"),
+        "data slice": slice_hash(x, y),
+        "radius": str(params.current.evaluation.radius),
+        "device": x.device.type,
+        "evaluation": evaluation,
+    }
+    folder = files.scratch(stage, evaluation)
+    with files.hold(folder.with_suffix(".lock"), f"the stage {stage} on {subject.name}"):
         yield Outcomes(folder, identity)
         shutil.rmtree(folder, ignore_errors=True)
 
