@@ -63,9 +63,9 @@ def main() -> None:
     if arguments.what == "steps":
         steps(tuple(arguments.network), arguments.parts, arguments.threads, arguments.repeats)
         return
-    machine = {"cores": processors(), "processor": platform.machine(), "torch": torch.__version__}
+    machine: dict[str, Any] = {"cores": processors(), "processor": platform.machine(), "torch": torch.__version__}
     if arguments.what == "accuracy":
-        found = {"machine": machine, "runs": accuracy(arguments.seeds, arguments.devices)}
+        found: dict[str, Any] = {"machine": machine, "runs": accuracy(arguments.seeds, arguments.devices)}
     else:
         found = {"machine": machine, "batch_size": BATCH, "runs": times(arguments.repeats, arguments.rounds)}
     files.write_json(RESULTS / f"devices-{arguments.what}.json", found)
