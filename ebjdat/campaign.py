@@ -17,6 +17,8 @@ from __future__ import annotations
 import copy
 import json
 import os
+import queue
+import shutil
 import signal
 import socket
 import subprocess
@@ -228,6 +230,17 @@ def _done(path: Path, key: str, value: str) -> bool:
     return path.is_file() and files.read_json(path)[key] == value
 
 
+def visible_gpus() -> list[str]:
+    """GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them; empty without NVIDIA's driver."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip()]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    told = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=60, check=False)
+    return [str(index) for index, line in enumerate(told.stdout.splitlines()) if line.startswith("GPU ")]
+
+
 class Campaign:
     """Runs the rows of a study until all are done or the time is up.
 
@@ -235,13 +248,20 @@ class Campaign:
         root: folder of the workspaces.
         minutes: no new command starts after that, and running ones get SIGTERM, which makes
             training write a checkpoint; None: no limit.
-        jobs: rows at a time; with more than one, each command gets one thread.
+        jobs: rows at a time; with more than one, each command gets one thread, and one GPU where there
+            are any, which it may share when there are fewer GPUs than jobs.
     """
 
     def __init__(self, root: Path, *, minutes: float | None = None, jobs: int = 1) -> None:
         self.root, self.jobs = root, jobs
         self._making: dict[tuple[str, str], threading.Lock] = {}
         self._noting = threading.Lock()
+        gpus = visible_gpus() if jobs > 1 else []
+        self._gpus: queue.SimpleQueue[str] | None = None
+        if gpus:
+            self._gpus = queue.SimpleQueue()
+            for job in range(jobs):
+                self._gpus.put(gpus[job % len(gpus)])
         self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
 
     def run(self, rows: list[Row]) -> dict[str, str]:
@@ -287,6 +307,15 @@ class Campaign:
         environment = environment_of(self.root)
         if self.jobs > 1:
             environment["OMP_NUM_THREADS"] = "1"
+        if self._gpus is None:
+            return self._run_to_end(command, folder, environment)
+        gpu = self._gpus.get()
+        try:
+            return self._run_to_end(command, folder, environment | {"CUDA_VISIBLE_DEVICES": gpu})
+        finally:
+            self._gpus.put(gpu)
+
+    def _run_to_end(self, command: list[str], folder: Path, environment: dict[str, str]) -> int:
         started = time.time()
         with (folder / "log.txt").open("ab") as log:
             process = subprocess.Popen(

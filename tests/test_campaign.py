@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ebjdat.campaign import Campaign, pending, prepare_workspace, read_study
+from ebjdat.campaign import Campaign, pending, prepare_workspace, read_study, visible_gpus
 from ebjdat.errors import UserError
 from ebjdat.provenance import ROOT
 
@@ -155,3 +155,18 @@ def test_a_stopped_command_counts_as_stopped_and_its_time_is_noted(study: Path, 
 def test_no_command_starts_after_the_time_is_up(study: Path, tmp_path: Path) -> None:
     row = read_study(study)[2]
     assert Campaign(tmp_path / "runs", minutes=0).run([row]) == {row.name: "stopped"}
+
+
+def test_jobs_at_a_time_have_a_gpu_each(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 5")
+    (tmp_path / "stages").mkdir()
+    seen = "import os, time\nprint('gpu', os.environ['CUDA_VISIBLE_DEVICES'])\ntime.sleep(0.5)\nraise SystemExit(1)"
+    for stage in ("baseline", "train"):
+        (tmp_path / "stages" / f"{stage}.py").write_text(seen)
+    study.write_text("stages: [clean]\nrows: [{seed: 1}, {seed: 2}]")
+    rows = read_study(study)
+    Campaign(tmp_path / "runs", jobs=2).run(rows)
+    assert sorted((tmp_path / "runs" / row.name / "log.txt").read_text() for row in rows) == ["gpu 2\n", "gpu 5\n"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert visible_gpus() == []
