@@ -94,19 +94,27 @@ class Classifier(EnergyModel):
         if described.recipe is None:
             raise UserError(f"{described.name} is a baseline: it was not trained to generate, so it has no sampler")
         if self._mixture is None and described.gaussians is not None:
-            self._mixture = self._read_mixture(described)
+            self._mixture = load_mixture(self.gaussians_file())
         device = next(self.parameters()).device
         mixture = None if self._mixture is None else self._mixture.to(device)
         return described, chain_start(described.recipe, mixture, described.shape)  # type: ignore[arg-type]
 
-    def _read_mixture(self, described: Description) -> Mixture:
-        name, here = described.gaussians or "", (self._folder or Path()).absolute()
+    def gaussians_file(self) -> Path:
+        """The file of the class Gaussians that the chains start from, its hash checked.
+
+        Raises:
+            UserError: the model has none, or the file is missing or not the right one.
+        """
+        described = self.description
+        if described is None or described.gaussians is None:
+            raise UserError("the chains of this model start from no Gaussians")
+        name, here = described.gaussians, (self._folder or Path()).absolute()
         found = [folder / name for folder in (here, *here.parents) if (folder / name).is_file()]
         if not found:
             raise UserError(f"{name} is missing, where the chains of {described.name} start: run the stage prepare")
         if provenance.file_hash(found[0]) != described.gaussians_sha256:
             raise UserError(f"{found[0]} is not the file that {described.name} was trained with (another hash)")
-        return load_mixture(found[0])
+        return found[0]
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Classifier:

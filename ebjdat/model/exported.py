@@ -98,7 +98,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         return {name: _tensor(entry, data) for name, entry in header.items() if name != "__metadata__"}
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
-    except (OSError, struct.error, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} is no safetensors file: {str(error).splitlines()[0]}") from None
 
 

@@ -193,18 +193,26 @@ def _value_rows(numbers: Numbers, keys: Sequence[str]) -> tuple[Row, ...]:
 _MASKING_WORDS = {"shown": "pass", "not rejected": "not rejected", "failed": "FAIL"}
 
 
+def masking_rows(numbers: Numbers, subject: Subject, prefix: str) -> list[Row]:
+    """Verdict, numbers and rule of every indicator of a model; none without its record."""
+    record, rows = numbers.record(subject, "masking"), []
+    for name, audit in sorted(record["audits"].items() if record else ()):
+        numbers_by_name = sorted(audit["numbers"].items(), key=lambda item: _natural(item[0]))
+        values = ", ".join(f"{key} {_short(value)}" for key, value in numbers_by_name)
+        verdict = _MASKING_WORDS[audit["verdict"]]
+        rows.append(Row(prefix + name, (Entry(verdict), Entry(values), Entry(audit["rule"]))))
+    return rows
+
+
 def masking_table(numbers: Numbers) -> Table:
     """The masking report of every model that has one: a verdict, with the numbers behind it."""
     rows = []
     for subject in all_subjects(numbers):
-        record, state = numbers.record(subject, "masking"), numbers.cell(subject, "masking", "masking/passed").state
-        if record is None and (state == "stale" or subject == Subject.current(numbers.params)):
+        found = masking_rows(numbers, subject, f"{display_name(subject)}: ")
+        state = numbers.cell(subject, "masking", "masking/passed").state
+        if not found and (state == "stale" or subject == Subject.current(numbers.params)):
             rows.append(Row(display_name(subject), (Entry(state), EMPTY, EMPTY)))
-        for name, audit in sorted(record["audits"].items() if record else ()):
-            numbers_by_name = sorted(audit["numbers"].items(), key=lambda item: _natural(item[0]))
-            values = ", ".join(f"{key} {_short(value)}" for key, value in numbers_by_name)
-            entries = Entry(_MASKING_WORDS[audit["verdict"]]), Entry(values), Entry(audit["rule"])
-            rows.append(Row(f"{display_name(subject)}: {name}", entries, rule=False))
+        rows += found
     text = (
         f"Profile {numbers.params.profile}, seed {numbers.params.seed}. Indicators after Athalye et al. (2018) and "
         "the supplement's section 1. By the 95 % intervals of the paired differences that an indicator compares: pass, "

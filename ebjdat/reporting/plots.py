@@ -47,9 +47,11 @@ def headline(numbers: Numbers) -> dict[str, float]:
     return found
 
 
-def radius_curve(numbers: Numbers, protocol: str) -> list[tuple[float, float, float, float]]:
-    """Rows (radius in 1/255, robust accuracy, low, high) of APGD-CE with 20 iterations."""
-    subject = Subject.current(numbers.params)
+def radius_curve(
+    numbers: Numbers, protocol: str, subject: Subject | None = None
+) -> list[tuple[float, float, float, float]]:
+    """Rows (radius in 1/255, robust accuracy, low, high) of APGD-CE with 20 iterations; default: the current model."""
+    subject = subject or Subject.current(numbers.params)
     record = numbers.record(subject, "sweep")
     metrics = {} if record is None else numbers.metrics(record)
     nominal, cells = numbers.profile.evaluation.radius, PROTOCOLS[protocol].sweep
