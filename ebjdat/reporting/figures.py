@@ -194,8 +194,8 @@ def mosaic(images: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> s
     padded = np.pad(images, ((0, 0), (0, 0), (0, 0), (0, 1), (0, 1)), constant_values=255)
     board = padded.transpose(0, 3, 1, 4, 2).reshape(count * (height + 1), across * (width + 1), channels)
     stream = io.BytesIO()
-    with mpl.rc_context({"font.size": 8}):
-        figure = Figure(figsize=(0.5 * across + 0.9, 0.5 * count + 0.35), dpi=110, layout="constrained")
+    with mpl.rc_context({"font.size": 7}):
+        figure = Figure(figsize=(0.62 * across + 0.9, 0.62 * count + 0.35), dpi=110, layout="constrained")
         axes: Any = figure.add_subplot()
         shown = board[:, :, 0] if channels == 1 else board
         axes.imshow(shown, cmap="gray", vmin=0, vmax=255, interpolation="nearest")

@@ -31,8 +31,6 @@ from ebjdat.reporting.tables import generation_names, pages
 from ebjdat.subject import EVALUATIONS, Subject
 
 KINDS = ("clean", "adversarial", "generated")
-MAGNIFIED = 4
-"""Factor of the shown difference between an image and its attacked version."""
 _PAPER = 'EB-JDAT, "Your Classifier Can Do More", CVPR 2026, arXiv:2505.19459'
 
 Arrays = Mapping[str, np.ndarray]
@@ -189,7 +187,9 @@ def _headline(numbers: Numbers, subject: Subject) -> Section:
     columns += [Column(f"{name}, {eps}", "all seeds (%)") for name, eps in radii.items()]
     text = "L-inf radii in pixel units; all seeds: mean ± standard deviation (number of seeds)."
     table = Table("headline", "Accuracies", text, "Attack", (*columns, Column("n")), tuple(rows))
-    missing = () if rows else ("No record answers for this model with today's parameters and code: run `dvc repro`.",)
+    missing = (
+        () if rows else ("No record answers for this model with today's parameters and code; dvc repro makes them.",)
+    )
     tables = [table] if rows else []
     return Section("results", "Results", missing, tables=tables + _generation(numbers, subject))
 
@@ -240,7 +240,7 @@ _RADIUS = "L-inf radius (1/255, pixel units)"
 
 def _or_missing(present: Sequence[Any], text: str, stage: str) -> tuple[str, ...]:
     """The text, or what to run to get the section."""
-    return (text,) if present else (f"Not here: `dvc repro` runs the stage {stage} that makes it.",)
+    return (text,) if present else (f"Not here: the stage {stage} makes it (dvc repro).",)
 
 
 def _energies(numbers: Numbers, subject: Subject, arrays: Arrays) -> Section:
@@ -290,7 +290,9 @@ def _adversarial(numbers: Numbers, subject: Subject, arrays: Arrays) -> Section:
     if not all(f"pictures/{name}" in arrays for name in names):
         return Section("adversarial", title, _or_missing((), "", "clean"))
     clean, attacked = (arrays[f"pictures/{name}"] for name in names)
-    difference = np.clip(128 + MAGNIFIED * (attacked.astype(int) - clean.astype(int)), 0, 255).astype(np.uint8)
+    moved = attacked.astype(int) - clean.astype(int)
+    factor = max(1, 127 // max(int(np.abs(moved).max()), 1))
+    difference = (128 + factor * moved).clip(0, 255).astype(np.uint8)
     labels = arrays["pictures/label"]
     before, after = (arrays[f"pictures/{name}-prediction"] for name in names)
     rows = [f"{label}: {a} → {b}" for label, a, b in zip(labels, before, after, strict=True)]
@@ -304,13 +306,13 @@ def _adversarial(numbers: Numbers, subject: Subject, arrays: Arrays) -> Section:
             Figure(
                 f"Clean image, attacked image and difference. Label, prediction before and after: {told}.",
                 "Label: prediction before → after.",
-                address=figures.mosaic(images, rows[part], ["clean", "attacked", "difference"]),
+                address=figures.mosaic(images, rows[part], ["clean", "attacked", "change"]),
             )
         )
     eps = as_fraction(PROTOCOLS["standard"].radius(numbers.profile.evaluation.radius))
     text = (
         f"PGD-20 at {eps}, protocol standard, on the first two test images of each class, not chosen by outcome: "
-        f"{changed} of {len(rows)} predictions change. Differences are magnified {MAGNIFIED} times around grey."
+        f"{changed} of {len(rows)} predictions change. Differences are magnified {factor} times around grey."
     )
     return Section("adversarial", title, (text,), drawn)
 
