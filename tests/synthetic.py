@@ -65,13 +65,18 @@ def rates_of_protocol(protocol: Protocol, strength: float, seed: int) -> dict[st
     found["clean"] |= {f"{p}/clean-last": rate(0.97, seed), f"{p}/pgd-20-last": rate(strength - 0.05, seed)}
     attacks = [cell.attack for cell in protocol.table1.alone] + ["union"] + ["autoattack"] * protocol.table1.cascade
     found["autoattack"] = {f"{p}/{name}": rate(strength - 0.02, seed) for name in attacks}
+    if protocol.table1.cascade:
+        found["autoattack"] |= {
+            f"{p}/apgd-ce-t{end}": rate(strength - 0.1 * len(end) / 5, seed) for end in ("", "-last")
+        }
     found["autoattack"] |= {f"{p}/square": rate(strength + 0.05, seed), f"{p}/clean": rate(0.97, seed)}
     found["transfer"] = {
         transfer_metric(p, surrogate, attack, n): rate(strength + 0.1, seed)
         for surrogate in SURROGATES
         for attack in protocol.transfer.attacks
         for n in protocol.transfer.neighbours
-    } | {f"{p}/transfer/worst": rate(strength + 0.08, seed)}
+    } | {f"{p}/transfer/{surrogate}/worst": rate(strength + 0.08, seed) for surrogate in SURROGATES}
+    found["transfer"] |= {f"{p}/transfer/worst": rate(strength + 0.08, seed)}
     falls = {0.5: 0.15, 1.0: 0.0, 2.0: -0.3, 4.0: -1.0}
     found["sweep"] = {
         f"{p}/apgd-ce/radius-{radius:g}/steps-{steps}": rate(strength + falls[radius], seed)

@@ -16,7 +16,15 @@ from ebjdat.config import Params
 from ebjdat.errors import UserError
 from ebjdat.protocols import RELEASED, STANDARD
 from ebjdat.reporting import ledger, lookup, plots, published, readme, tables
-from ebjdat.reporting.comparisons import alignment_table, all_subjects, masking_table, paired_table, reproduction_table
+from ebjdat.reporting.comparisons import (
+    _counts,
+    alignment_table,
+    all_subjects,
+    checkpoints_table,
+    masking_table,
+    paired_table,
+    reproduction_table,
+)
 from ebjdat.reporting.layout import Column, Entry, Row, Table, document, escape, latex, markdown
 from ebjdat.reporting.lookup import Numbers, load_numbers
 from ebjdat.reporting.records import Record, record_path
@@ -92,7 +100,9 @@ def test_the_published_layout_is_kept_and_our_columns_stand_to_the_right() -> No
     assert first[4:] == ["APGD-T", "union", "AutoAttack cascade", "clean"]
     assert [column.label for column in tables.table1(numbers, RELEASED).columns][4:] == ["union", "clean"]
     second = tables.table2(numbers, RELEASED)
-    assert [column.label for column in second.columns] == ["PGD", "MI-FGSM", "VMI-FGSM", "VNI-FGSM", "worst case"]
+    assert [column.label for column in second.columns][:4] == ["PGD", "MI-FGSM", "VMI-FGSM", "VNI-FGSM"]
+    surrogates = ["PGD-AT", "Undefended", "EB-JDAT-JEM++", "EB-JDAT-SADAJEM"]
+    assert [column.label for column in second.columns][4:] == [*surrogates, "all of them"]
     assert [row.label for row in second.rows][:3] == ["TRADES", "Ours (EB-JDAT-JEM++)", "PGD-AT (surrogate, white-box)"]
     third = [column.label for column in tables.table3(numbers, STANDARD).columns]
     assert third == [
@@ -130,7 +140,9 @@ def test_a_missing_record_is_not_run_and_an_outdated_one_is_stale_and_never_show
     numbers = numbers_of(PARAMS, records_of(PARAMS, OURS, hash_of=other_code))
     row = cells(tables.table1(numbers, STANDARD))["Ours (EB-JDAT-JEM++)"]
     assert {entry.text for entry in row.values()} == {"stale"}
-    assert cells(tables.table2(numbers, STANDARD))["TRADES"]["all surrogates: worst case"] == Entry("not run")
+    assert cells(tables.table2(numbers, STANDARD))["TRADES"]["worst case per image, from: all of them"] == Entry(
+        "not run"
+    )
 
 
 def test_a_changed_parameter_makes_its_stages_stale_and_leaves_the_others() -> None:
@@ -242,6 +254,25 @@ def cells_of_line(line: str) -> int:
     """Columns that a LaTeX row fills, spanning cells included."""
     spans = [int(width) - 1 for width in re.findall(r"\\multicolumn\{(\d+)\}", line)]
     return len(re.findall(r"(?<!\\)&", line)) + 1 + sum(spans)
+
+
+def test_cells_of_unequal_n_are_warned_about() -> None:
+    assert _counts({"clean": {397}}) == "397 test images"
+    assert _counts({"clean": {397}, "autoattack": {64}}) == "397 (clean), 64 (autoattack) test images"
+    assert _counts({"clean": {64, 397}}).startswith("64 to 397, UNEQUAL (clean) test images; cells of unequal n")
+    known = records()
+    generated = next(record for record in known if record["stage"] == "generate")
+    generated["warnings"] = {"generation/test-fid": ["10000 images instead of 50000: not at equal n"]}
+    caption = tables.section2(numbers_of(PARAMS, known)).caption
+    assert "UNEQUAL n, which changes distances: test-fid: 10000 images instead of 50000: not at equal n." in caption
+    assert "UNEQUAL" not in tables.section2(numbers_of(PARAMS, records())).caption
+
+
+def test_both_checkpoints_stand_side_by_side() -> None:
+    table = checkpoints_table(numbers_of(PARAMS, records()))
+    row = cells(table)["EB-JDAT-JEM++"]
+    assert float(row["PGD-20: best"].text) > float(row["PGD-20: last"].text)
+    assert row["APGD-CE + APGD-T: last"].interval.startswith("[")
 
 
 @pytest.mark.parametrize("name", tables.TEX_PAGES)

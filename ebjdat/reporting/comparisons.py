@@ -8,9 +8,9 @@ from typing import Any
 
 from ebjdat.config import BASELINES, METHODS, VARIANTS
 from ebjdat.evaluation.statistics import paired
-from ebjdat.protocols import Protocol, as_fraction
+from ebjdat.protocols import PROTOCOLS, Protocol, as_fraction
 from ebjdat.reporting.layout import EMPTY, Column, Entry, Row, Table
-from ebjdat.reporting.lookup import Cell, Numbers, show_value
+from ebjdat.reporting.lookup import Cell, Numbers, show_percent, show_value
 from ebjdat.subject import EXTERNAL, Subject
 
 _VARIANT_NAMES = {"jem": "JEM", "jempp": "JEM++", "sadajem": "SADAJEM"}
@@ -46,14 +46,16 @@ def caption(
     """Protocol, images, seeds, profile and how to read a cell."""
     asked = list(cells)
     found = [numbers.cell(subject, *metric) for subject, metric in asked]
-    counts = sorted({cell.n for cell in found if cell.n})
+    counts: dict[str, set[int]] = {}
+    for (_, (stage, _)), cell in zip(asked, found, strict=True):
+        if cell.n:
+            counts.setdefault(stage, set()).update(reading.n for reading in cell.readings if reading.n)
     seeds = sorted({reading.seed for cell in found for reading in cell.readings})
     parts = []
     if protocol is not None:
         parts.append(_describe(protocol, numbers.profile.evaluation.radius))
     if counts:
-        span = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        parts.append(f"n = {span} test images; brackets: 95 % Wilson interval.")
+        parts.append(f"n = {_counts(counts)}; brackets: 95 % Wilson interval.")
     shown = ", ".join(map(str, seeds)) or "none yet"
     parts.append(f"Seed{'s' if len(seeds) > 1 else ''} {shown}; profile {numbers.params.profile}.")
     if len(seeds) > 1:
@@ -61,6 +63,19 @@ def caption(
     if any(subject.method == "control" and cell.readings for (subject, _), cell in zip(asked, found, strict=True)):
         parts.append("Control: EB-JDAT without its energy term.")
     return " ".join([*parts, extra]).strip()
+
+
+def _counts(by_stage: Mapping[str, set[int]]) -> str:
+    """Test images behind the cells, per stage where stages differ, with a warning where cells of one stage do."""
+    if len(set.union(*by_stage.values())) == 1:
+        return f"{next(iter(by_stage.values())).copy().pop()} test images"
+    parts = []
+    for stage, counts in by_stage.items():
+        span = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}, UNEQUAL"
+        parts.append(f"{span} ({stage})")
+    unequal = any(len(counts) > 1 for counts in by_stage.values())
+    warning = "; cells of unequal n are not about the same images" if unequal else ""
+    return f"{', '.join(parts)} test images{warning}"
 
 
 def _describe(protocol: Protocol, nominal: float) -> str:
@@ -109,25 +124,34 @@ def paired_table(numbers: Numbers, name: str, stage: str, metric: str) -> Table:
     return Table(slug, f"Paired comparison: {name}", text, "Models", tuple(columns), tuple(rows))
 
 
-ENERGY_KINDS = ("clean", "adversarial", "targeted", "training-adversary", "generated")
+ENERGY_KINDS = {
+    "clean": "clean",
+    "adversarial": "adversarial",
+    "targeted": "targeted",
+    "training-adversary": "training-adversary",
+    "generated": "buffer",
+    "generated-fresh": "fresh chains",
+}
+"""Kinds of images in the record, and their headings."""
 
 
 def energy_table(numbers: Numbers) -> Table:
     """E(x) of clean, attacked and generated images, their gaps and overlaps, for every model."""
     columns, keys = [], []
-    for kind in ENERGY_KINDS:
-        columns.append(Column(kind, "mean E(x), nats"))
+    for kind, name in ENERGY_KINDS.items():
+        columns.append(Column(name, "mean E(x), nats"))
         keys.append(f"energy/{kind}/mean")
-    for kind in ("adversarial", "generated"):
-        columns.append(Column(kind, "gap to clean"))
+    for kind in ("adversarial", "generated", "generated-fresh"):
+        columns.append(Column(ENERGY_KINDS[kind], "gap to clean"))
         keys.append(f"energy/gap-{kind}")
-    for kind in ("adversarial", "generated", "all"):
-        columns.append(Column(kind, "overlap"))
+    for kind in ("adversarial", "generated", "generated-fresh", "all", "all-fresh"):
+        columns.append(Column(ENERGY_KINDS.get(kind, kind.replace("-", ", ")), "overlap"))
         keys.append(f"energy/overlap-{kind}")
     rows = _value_rows(numbers, keys)
     extra = (
         "Gap: mean E minus that of clean images; overlap: shared area of the distributions in [0, 1], with clean "
-        "images, or of clean, adversarial and generated ones together (all). Adversarial: PGD-20; images without noise."
+        "images, or of clean, adversarial and generated ones together (all). Generated: the replay buffer, or fresh "
+        "chains. Adversarial: PGD-20; images without noise."
     )
     asked = [(subject, ("clean", keys[0])) for subject in all_subjects(numbers)]
     text = caption(numbers, None, asked, extra)
@@ -181,6 +205,32 @@ def calibration_table(numbers: Numbers) -> Table:
     asked = [(subject, ("clean", "calibration/ece")) for subject in all_subjects(numbers)]
     text = caption(numbers, None, asked, "ECE: expected calibration error on clean images, lower is better.")
     return Table("calibration", "Calibration and outliers", text, "Model", tuple(columns), rows)
+
+
+CHECKPOINTS = {
+    "clean": ("clean", "standard/clean"),
+    "PGD-20": ("clean", "standard/pgd-20"),
+    "APGD-CE + APGD-T": ("autoattack", "standard/apgd-ce-t"),
+}
+"""What both checkpoints of a model are judged by."""
+
+
+def checkpoints_table(numbers: Numbers) -> Table:
+    """The best and the last checkpoint of every model: robust overfitting is the difference."""
+    metrics = [(name, stage, key + end) for name, (stage, key) in CHECKPOINTS.items() for end in ("", "-last")]
+    columns = tuple(Column("last" if key.endswith("-last") else "best", name) for name, _, key in metrics)
+    subjects = [s for s in all_subjects(numbers) if numbers.cell(s, *metrics[1][1:]).state == "value"]
+    rows = [
+        Row(display_name(s), tuple(show_percent(numbers.cell(s, stage, key)) for _, stage, key in metrics))
+        for s in subjects
+    ]
+    extra = (
+        "Best: selected by robust accuracy on the validation split. APGD-CE + APGD-T: the first two attacks of "
+        "AutoAttack's cascade, an upper bound on the accuracy that the whole cascade leaves."
+    )
+    asked = [(subject, metric[1:]) for subject in subjects for metric in metrics]
+    text = caption(numbers, PROTOCOLS["standard"], asked, extra)
+    return Table("checkpoints", "Best and last checkpoint", text, "Model", columns, tuple(rows))
 
 
 def _value_rows(numbers: Numbers, keys: Sequence[str]) -> tuple[Row, ...]:

@@ -22,6 +22,7 @@ from ebjdat.reporting.comparisons import (
     all_subjects,
     calibration_table,
     caption,
+    checkpoints_table,
     display_name,
     energy_table,
     masking_table,
@@ -125,15 +126,18 @@ def table2(numbers: Numbers, protocol: Protocol) -> Table:
                 continue  # PGD and MI-FGSM sample no neighbours
             key = published.transfer_metric(p, "pgd_at", attack, n)
             columns.append((Column(attack.upper(), f"from PGD-AT, N = {n}"), ("transfer", key)))
-    columns.append((Column("worst case", "all surrogates"), ("transfer", f"{p}/transfer/worst")))
+    for surrogate in _ours(numbers)[1].surrogates(numbers.params):
+        key = f"{p}/transfer/{surrogate.name}/worst"
+        columns.append((Column(display_name(surrogate), "worst case per image, from"), ("transfer", key)))
+    columns.append((Column("all of them", "worst case per image, from"), ("transfer", f"{p}/transfer/worst")))
     trades = Subject.baseline(numbers.params, "trades")
     white = Subject.baseline(numbers.params, "pgd_at")
     main = [("TRADES", trades), _ours(numbers), ("PGD-AT (surrogate, white-box)", white)]
     rows = main + [row for row in _others(numbers, [columns[0][1]]) if row[1] not in (trades, white)]
     extra = (
-        f"Robust accuracy (%); {protocol.transfer.steps} steps; N: neighbours of VMI and VNI; worst case: per image, "
-        "over all surrogates and attacks. Tables 1 and 2 cannot be compared as published: surrogate, radius and steps "
-        "of the second are not stated."
+        f"Robust accuracy (%); {protocol.transfer.steps} steps; N: neighbours of VMI and VNI; worst case: over all "
+        "attacks; a model's own column is white-box and is left out of the last one. Tables 1 and 2 cannot be compared "
+        "as published: surrogate, radius and steps of the second are not stated."
     )
     return _accuracy_table(
         numbers, protocol, "table2", "Table 2: robustness under transfer attacks", columns, rows, "Table 2", extra
@@ -215,6 +219,18 @@ def _comparison(numbers: Numbers, methods: Sequence[str]) -> list[Subject]:
     ]
 
 
+def _unequal(numbers: Numbers, subjects: Sequence[Subject]) -> str:
+    """A warning where a distance has another number of images than the samples it stands beside."""
+    found = {
+        f"{metric.removeprefix('generation/')}: {text}"
+        for subject in subjects
+        for metric, texts in (numbers.record(subject, "generate") or {"warnings": {}})["warnings"].items()
+        for text in texts
+        if text.endswith("not at equal n")
+    }
+    return f" UNEQUAL n, which changes distances: {'; '.join(sorted(found))}." if found else ""
+
+
 def section2(numbers: Numbers) -> Table:
     """Initialisation and generation: each variant starts its chains where it was trained to start them."""
     distance, kernel = generation_names(numbers)
@@ -242,12 +258,13 @@ def section2(numbers: Numbers) -> Table:
         rows.append(Row(name, tuple(entries)))
     if known:
         columns.append(Column("FID", "published"))
-    asked = [(subject, ("generate", keys[1])) for subject in _comparison(numbers, ())]
+    compared = _comparison(numbers, ())
+    asked = [(subject, ("generate", keys[1])) for subject in compared]
     extra = (
         f"Distances ({distance}, {kernel}): lower is better, compared at equal n = "
         f"{numbers.profile.evaluation.generation.samples} samples only; start: the chains' initial distribution; "
         "test images: real ones, the floor; released protocol: its own filter and"
-        " reference set, not comparable with the others."
+        " reference set, not comparable with the others." + _unequal(numbers, compared)
     )
     title = "Section 2: initialisation and generation"
     return Table("initialisation", title, caption(numbers, None, asked, extra), "Model", tuple(columns), tuple(rows))
@@ -296,6 +313,7 @@ def pages(numbers: Numbers) -> dict[str, list[Table]]:
         "initialisation": [section2(numbers)],
         "tradeoff": [section3(numbers, p) for p in protocols],
         "energies": [energy_table(numbers), alignment_table(numbers), calibration_table(numbers)],
+        "checkpoints": [checkpoints_table(numbers)],
         "paired": [paired_table(numbers, name, *metric) for name, metric in PAIRED.items()],
         "masking": [masking_table(numbers)],
         "readings": [readings_table(numbers, generation_names(numbers)[0])],
