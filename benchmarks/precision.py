@@ -1,0 +1,103 @@
+"""What bfloat16 does to accuracy: digits trained in float32 and in bfloat16, several seeds.
+
+    python -m benchmarks.precision [--seeds 3] [--variant jempp]
+
+Every training is that of params.yaml but for the precision. Both models are evaluated in float32 on
+all test images: clean accuracy, and PGD-20 at the profile's radius (step a quarter of it, random
+start). Writes ``benchmarks/results/precision.json``; a finished training is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import tempfile
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ebjdat import command, files
+from ebjdat.attacks.batches import correct
+from ebjdat.attacks.linf import PGD
+from ebjdat.config import load_params
+from ebjdat.data.digits import load_digits
+from ebjdat.data.prepared import Prepared, load_prepared, save_prepared
+from ebjdat.model.energy import EnergyModel
+from ebjdat.subject import Subject
+from ebjdat.training.loop import Trainer
+from ebjdat.training.recipes import recipe
+
+RESULT = Path(__file__).parent / "results" / "precision.json"
+PRECISIONS = ("float32", "bfloat16")
+
+
+@lru_cache(maxsize=1)
+def digits() -> Prepared:
+    """The profile's splits, made afresh."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_prepared(folder, load_digits(), load_params().profiles["digits"].data)
+        data = load_prepared(folder)
+        return dataclasses.replace(data, gaussians=data.mixture)
+
+
+def train_once(variant: str, precision: Any, seed: int) -> dict[str, Any]:
+    """Train and evaluate one model; accuracies in per cent."""
+    torch.set_num_threads(1)
+    params = load_params()
+    profile = params.profiles["digits"]
+    trainer = Trainer(
+        recipe(params, Subject("digits", "ebjdat", variant, seed)),
+        dataclasses.replace(profile.training.shared, precision=precision),
+        profile.network,
+        digits(),
+        seed=seed,
+        device=torch.device("cpu"),
+    )
+    started = time.process_time()
+    outcome = trainer.run()
+    seconds = time.process_time() - started
+    chosen = outcome.history[outcome.best_epoch - 1]
+    return {
+        "variant": variant,
+        "precision": precision,
+        "seed": seed,
+        "cpu_seconds": seconds,
+        "best_epoch": outcome.best_epoch,
+        "rollbacks": len(outcome.events),
+        "validation clean": 100 * chosen["val_clean"],
+        "validation robust": 100 * chosen["val_robust"],
+        **evaluate(outcome.best.eval(), profile.evaluation.radius),
+    }
+
+
+def evaluate(model: EnergyModel, radius: float) -> dict[str, float]:
+    """Clean accuracy and PGD-20 in float32 on the test images, in per cent."""
+    x, y = digits().x_test, digits().y_test
+    attack = PGD(eps=radius, step=radius / 4, steps=20, random_start=True)
+    x_adv = attack(model, x, y, torch.Generator().manual_seed(0))
+    clean, robust = correct(model, x, y), correct(model, x_adv, y)
+    return {"clean": 100 * float(clean.float().mean()), "pgd20": 100 * float((clean & robust).float().mean())}
+
+
+def main() -> None:
+    """Train what is missing and write the result after each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--variant", default="jempp")
+    options = parser.parse_args()
+    runs: list[dict[str, Any]] = files.read_json(RESULT)["runs"] if RESULT.is_file() else []
+    done = {(run["variant"], run["precision"], run["seed"]) for run in runs}
+    for seed in range(options.seeds):
+        for precision in PRECISIONS:
+            if (options.variant, precision, seed) not in done:
+                runs.append(train_once(options.variant, precision, seed))
+                files.write_json(RESULT, {"profile": "digits", "images": len(digits().y_test), "runs": runs})
+    print(json.dumps(runs))
+
+
+if __name__ == "__main__":
+    command.run(main)
