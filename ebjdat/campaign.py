@@ -154,6 +154,7 @@ def prepare_workspace(row: Row, root: Path) -> Path:
     for name in ("models", "results"):
         (shared / name).mkdir(parents=True, exist_ok=True)
         _link(folder / name, shared / name)
+    Path("data").mkdir(exist_ok=True)
     for name in ("ebjdat", "stages", "data"):
         _link(folder / name, Path.cwd() / name)
     reference = _reference(row)
@@ -270,11 +271,21 @@ class Campaign:
         Ctrl-C and SIGTERM count as the end of the time.
         """
         for row in rows:  # before any thread: rows of one group share folders
-            prepare_workspace(row, self.root)
+            self._prepare(row, prepare_workspace(row, self.root))
         with ThreadPoolExecutor(self.jobs) as pool:
             return dict(zip([row.name for row in rows], pool.map(self._row, rows), strict=True))
 
+    def _prepare(self, row: Row, folder: Path) -> None:
+        """Prepare the data of the row's profile where the checkout has none."""
+        if (folder / "data" / row.params.profile / "manifest.json").is_file():
+            return
+        code = self._command(["stages.prepare"], folder)
+        if code:
+            raise UserError(f"data/{row.params.profile} could not be prepared, see {folder / 'log.txt'}")
+
     def _row(self, row: Row) -> str:
+        if self._over():
+            return "stopped"
         folder = self.root / row.name
         for command in pending(row, folder):
             started = time.monotonic()
