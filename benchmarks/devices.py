@@ -2,9 +2,10 @@
 
     python -m benchmarks.devices accuracy --seeds 0 1 2    # the stage `train` with devices 1 and 2, on digits
     python -m benchmarks.devices time                      # training steps of larger networks on this CPU
+    python -m benchmarks.devices page                      # what both found, into docs/scaling.md
 
-Each writes ``benchmarks/results/devices-<what>.json`` and ends with it as one line. Digits must be prepared
-(``python -m stages.prepare``).
+The first two write ``benchmarks/results/devices-<what>.json`` and end with it as one line. Digits must be
+prepared (``python -m stages.prepare``).
 """
 
 from __future__ import annotations
@@ -42,16 +43,17 @@ from ebjdat.training.loop import Trainer
 from ebjdat.training.recipes import recipe
 
 RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "scaling.md"
 NETWORKS = ((10, 1), (16, 2))
 BATCH = 64
-SLICE = 100
-ATTACKS = (("apgd-ce", 50), ("apgd-dlr", 50), ("square", 500))
+IMAGES, SLICE = 200, 50
+ATTACKS = (("apgd-ce", 50), ("apgd-dlr", 20), ("square", 200))
 
 
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["accuracy", "time", "steps"], help="steps: one measurement of `time`")
+    parser.add_argument("what", choices=["accuracy", "time", "page", "steps"], help="steps: one measurement of `time`")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=5, help="steps per measurement")
@@ -63,9 +65,13 @@ def main() -> None:
     if arguments.what == "steps":
         steps(tuple(arguments.network), arguments.parts, arguments.threads, arguments.repeats)
         return
+    if arguments.what == "page":
+        files.write_text(PAGE, filled(PAGE.read_text(encoding="utf-8")))
+        return
     machine: dict[str, Any] = {"cores": processors(), "processor": platform.machine(), "torch": torch.__version__}
     if arguments.what == "accuracy":
         found: dict[str, Any] = {"machine": machine, "runs": accuracy(arguments.seeds, arguments.devices)}
+        found["runs"] = sorted(_others(found["runs"]) + found["runs"], key=lambda run: (run["seed"], run["devices"]))
     else:
         found = {"machine": machine, "batch_size": BATCH, "runs": times(arguments.repeats, arguments.rounds)}
     files.write_json(RESULTS / f"devices-{arguments.what}.json", found)
@@ -84,6 +90,14 @@ def accuracy(seeds: list[int], devices: list[int]) -> list[dict[str, Any]]:
                 runs.append({"seed": seed, "devices": count, "seconds": round(seconds, 1), **_measured(folder)})
                 print(json.dumps(runs[-1]), file=sys.stderr, flush=True)
     return runs
+
+
+def _others(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What earlier calls found for other seeds and numbers of devices."""
+    path = RESULTS / "devices-accuracy.json"
+    done = {(run["seed"], run["devices"]) for run in runs}
+    earlier = files.read_json(path)["runs"] if path.is_file() else []
+    return [run for run in earlier if (run["seed"], run["devices"]) not in done]
 
 
 def _train(folder: Path, seed: int, count: int) -> float:
@@ -109,7 +123,7 @@ def _measured(folder: Path) -> dict[str, Any]:
     model_dir = folder / "models" / "digits" / "ebjdat-jempp"
     summary = files.read_json(model_dir / "summary.json")
     data = load_prepared(ROOT / "data" / "digits")
-    x, y = data.x_test, data.y_test
+    x, y = data.x_test[:IMAGES], data.y_test[:IMAGES]
     radius = load_params(ROOT / "params.yaml").profiles["digits"].evaluation.radius
     jobs = [
         Job(
@@ -135,7 +149,7 @@ def _measured(folder: Path) -> dict[str, Any]:
     flags = [{name: np.concatenate(parts) for name, parts in one.items()} for one in found]
     union = np.logical_and.reduce(list(flags[0].values()))
     with torch.no_grad():
-        clean = (load["best"]()(x).argmax(1) == y).float().mean()
+        clean = (load["best"]()(data.x_test).argmax(1) == data.y_test).float().mean()
     return {
         "best_epoch": summary["best_epoch"],
         "val_robust": summary["selected"]["val_robust"],
@@ -144,6 +158,50 @@ def _measured(folder: Path) -> dict[str, Any]:
         "flags_compared": sum(len(one) for one in flags[0].values()),
         "flags_different": int(sum((flags[0][name] != flags[1][name]).sum() for name in flags[0])),
     }
+
+
+def filled(page: str) -> str:
+    """The page with its two marked tables as the results have them; where there are none, as it is."""
+    for what, table in (("accuracy", _accuracy_table), ("time", _time_table)):
+        if not (RESULTS / f"devices-{what}.json").is_file():
+            continue
+        found = files.read_json(RESULTS / f"devices-{what}.json")
+        start, end = f"<!-- benchmark: devices-{what} -->\n", "<!-- end -->"
+        before, _, rest = page.partition(start)
+        page = before + start + table(found) + end + rest.partition(end)[2]
+    return page
+
+
+def _accuracy_table(found: dict[str, Any]) -> str:
+    head = "| seed | processes | validation robust (%) | test clean (%) | test robust (%) | flags that differ |\n"
+    return (
+        _on(found["machine"])
+        + head
+        + "|---|---:|---:|---:|---:|---:|\n"
+        + "".join(
+            f"| {run['seed']} | {run['devices']} | {100 * run['val_robust']:.1f} | {100 * run['test_clean']:.1f} | "
+            f"{100 * run['test_robust']:.1f} | {run['flags_different']} of {run['flags_compared']} |\n"
+            for run in found["runs"]
+        )
+    )
+
+
+def _time_table(found: dict[str, Any]) -> str:
+    head = (
+        f"| network, batch {found['batch_size']} | processes x threads | BatchNorm | s per step | lowest to highest |\n"
+    )
+    rows = []
+    for run in found["runs"]:
+        norm = "alone" if run["processes"] == 1 else "gathered" if run["bn_parts"] == 1 else "each its part"
+        rows.append(
+            f"| WRN-{run['network'][0]}-{run['network'][1]} | {run['processes']} x {run['threads']} | {norm} | "
+            f"{run['seconds']:.2f} | {min(run['samples']):.2f} to {max(run['samples']):.2f} |\n"
+        )
+    return _on(found["machine"]) + head + "|---|---|---|---:|---:|\n" + "".join(rows)
+
+
+def _on(machine: dict[str, Any]) -> str:
+    return f"{machine['cores']} cores ({machine['processor']}), torch {machine['torch']}.\n\n"
 
 
 def times(repeats: int, rounds: int) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import devices
 from ebjdat import device
 from ebjdat.attacks import slices
 from ebjdat.errors import UserError
@@ -153,6 +154,11 @@ def test_alone_a_process_has_all_of_the_batch_and_nothing_to_gather() -> None:
     assert (parallel.world(), parallel.rank(), parallel.bounds(5)) == (1, 0, (0, 5))
     assert parallel.share(x).equal(x) and parallel.whole(x, 5).equal(x) and parallel.total(x).equal(x)
     assert parallel.agreed(None) is None and parallel.agreed(15) == 15
+
+
+def test_the_page_on_scaling_shows_what_was_measured() -> None:
+    page = devices.PAGE.read_text(encoding="utf-8")
+    assert devices.filled(page) == page, "run `python -m benchmarks.devices page`"
 
 
 def test_an_evaluation_has_a_process_per_core_or_per_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
