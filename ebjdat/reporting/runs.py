@@ -19,7 +19,7 @@ from typing import Any
 from ebjdat import provenance
 from ebjdat.errors import UserError
 from ebjdat.reporting import tracking
-from ebjdat.reporting.records import Record, arrays_path, flatten, subject_of, validate
+from ebjdat.reporting.records import Record, arrays_path, flatten, rates_of, subject_of, validate
 
 _PIECE = 4900
 """Characters of one tag; the database takes at least 5,000."""
@@ -75,13 +75,33 @@ def log_record(
     moment = time.time_ns() // 1_000_000
     store.log(run, points=[(0, moment, flatten(record))], params=tracking.flat_params(record["params"]))
     if path is not None:
-        for file in (path, arrays_path(path)):
-            if file.is_file():
-                store.attach(run, file)
+        _attach(store, run, record, path)
     # The content tag comes last: a run without it was cut short and does not count as logged.
     store.log(run, tags={"content": record["content"]})
     store.finish(run)
     return run
+
+
+def _attach(store: tracking.Store, run: str, record: Record, path: Path) -> None:
+    """The record's files: itself, its arrays, its table, and the pictures of samples."""
+    pictures = [path.with_name(name) for name in ("samples.png", "chains.png")] if record["stage"] == "generate" else []
+    for file in (path, arrays_path(path), *pictures):
+        if file.is_file():
+            store.attach(run, file)
+    rates = rates_of(record)
+    if rates:
+        intervals = [rate.interval() for rate in rates.values()]
+        store.attach_table(
+            run,
+            "accuracies.json",
+            {
+                "accuracy of": list(rates),
+                "accuracy": [rate.accuracy for rate in rates.values()],
+                "low": [low for low, _ in intervals],
+                "high": [high for _, high in intervals],
+                "n": [rate.n for rate in rates.values()],
+            },
+        )
 
 
 def _complete_parent(store: tracking.Store, parent: Any, history: Sequence[Mapping[str, Any]]) -> None:
@@ -91,7 +111,7 @@ def _complete_parent(store: tracking.Store, parent: Any, history: Sequence[Mappi
     """
     if parent.info.status == "RUNNING":
         store.finish(parent.info.run_id)
-    if history and not parent.data.metrics:
+    if history and not tracking.curve_names(parent):
         moment = time.time_ns() // 1_000_000
         points = [
             (int(row.get("epoch", place)), moment, {k: float(v) for k, v in row.items() if tracking.is_number(v)})
@@ -103,6 +123,7 @@ def _complete_parent(store: tracking.Store, parent: Any, history: Sequence[Mappi
 def _tags(record: Record, origin: str, side: Mapping[str, Any]) -> dict[str, str]:
     protocols = sorted({name.split("/")[0] for name in record["rates"]} & {"standard", "released"})
     tags = tracking.subject_tags(subject_of(record)) | {
+        tracking.NOTE: f"Stage {record['stage']} of {subject_of(record).run_name}; n = {record['n']} images.",
         "stage": record["stage"],
         "identity": record["identity"],
         "training": record["training"],

@@ -34,8 +34,19 @@ STRICT = "EBJDAT_STRICT_TRACKING"
 LOCK_SECONDS = 60.0
 _PARAMS_PER_CALL, _METRICS_PER_CALL, _TAGS_PER_CALL = 100, 1000, 100
 _SQLITE = "sqlite:///"
+SYSTEM = "system/"
+"""Start of the metric keys that MLflow shows as system metrics."""
+NOTE = "mlflow.note.content"
+"""Tag whose Markdown MLflow shows as description."""
 TAG_LENGTH = 5000
 """Characters that MLflow's databases take."""
+
+
+_ABOUT = (
+    "Runs of the profile {profile} of an EB-JDAT reproduction. One run per trained model, named method-variant-seed, "
+    "with its training curves; nested below it one run per evaluation stage. To compare two variants, select their "
+    "runs and press Compare. Protocols `standard` and `released` are never mixed."
+)
 
 
 class TrackingWarning(UserWarning):
@@ -91,7 +102,9 @@ class Store:
                 return cls(client, found.experiment_id, uri)
             folder = files.main_checkout() / "mlartifacts" / profile if uri.startswith(_SQLITE) else None
             location = folder.as_uri() if folder else None
-            return cls(client, client.create_experiment(profile, artifact_location=location), uri)
+            made = client.create_experiment(profile, artifact_location=location)
+            client.set_experiment_tag(made, NOTE, _ABOUT.format(profile=profile))
+            return cls(client, made, uri)
 
     def parent(self, subject: Subject, training: str, params: Mapping[str, Any]) -> Any:
         """The run of a trained model, found by its training identity or made.
@@ -107,7 +120,7 @@ class Store:
             )
             if found:
                 return found[0]
-            tags = subject_tags(subject) | {"stage": "train", "identity": training}
+            tags = subject_tags(subject) | {"stage": "train", "identity": training, NOTE: describe_model(subject)}
             run = self.client.create_run(self.experiment, run_name=subject.run_name, tags=tags)
             self._log(run.info.run_id, params=flat_params(params))
             return run
@@ -152,10 +165,19 @@ class Store:
         for part in _chunks([RunTag(key, value) for key, value in (tags or {}).items()], _TAGS_PER_CALL):
             self.client.log_batch(run, tags=part)
 
+    def translated(self) -> contextlib.AbstractContextManager[None]:
+        """For calls beyond those here: whatever the store throws becomes a TrackingError."""
+        return _translated(self.uri)
+
     def attach(self, run: str, path: Path) -> None:
         """Keep a file with a run."""
         with _translated(self.uri):
             self.client.log_artifact(run, str(path))
+
+    def attach_table(self, run: str, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Keep a table with a run, which MLflow's pages show and compare between runs."""
+        with _translated(self.uri):
+            self.client.log_table(run, dict(columns), name)
 
     def finish(self, run: str, status: str = "FINISHED") -> None:
         """End a run: FINISHED, FAILED or KILLED."""
@@ -182,6 +204,24 @@ def subject_tags(subject: Subject) -> dict[str, str]:
         "variant": subject.variant or "",
         "seed": str(subject.seed),
     }
+
+
+def describe_model(subject: Subject) -> str:
+    """What MLflow's pages say about the run of a model, as Markdown."""
+    what = {
+        "ebjdat": "EB-JDAT: energies of clean, adversarial and generated images are brought together",
+        "base": "the plain JEM variant, without adversarial terms",
+        "control": "EB-JDAT without its energy term",
+        "pgd_at": "adversarial training with PGD, a baseline and transfer surrogate",
+        "trades": "TRADES, a baseline",
+        "undefended": "trained on clean images only",
+    }.get(subject.method, "a model that was not trained here")
+    variant = f", variant {subject.variant}" if subject.variant else ""
+    return (
+        f"**{subject.name}** on profile {subject.profile}, seed {subject.seed}: {what}{variant}.\n\n"
+        "Steps are epochs. Nested runs hold its evaluations, one per stage; accuracies are in [0, 1] with "
+        "`.low`, `.high` (95 % Wilson interval) and `.n` beside them."
+    )
 
 
 def flat_params(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -248,6 +288,14 @@ def _translated(uri: str) -> Iterator[None]:
         raise TrackingError(f"the MLflow store {uri} failed: {type(error).__name__}: {reason}") from error
 
 
+def _machine(started: int) -> Machine | None:
+    """The monitors, unless this MLflow has none."""
+    try:
+        return Machine(started)
+    except ImportError:
+        return None
+
+
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
@@ -301,11 +349,45 @@ def last_step(store: Store, run: Any) -> int:
     A resumed or repeated training logs nothing twice, because its points start after this.
     """
     with _translated(store.uri):
-        metrics = run.data.metrics
+        metrics = curve_names(run)
         if not metrics:
             return -1
-        longest = store.client.get_metric_history(run.info.run_id, next(iter(sorted(metrics))))
+        longest = store.client.get_metric_history(run.info.run_id, metrics[0])
         return max((point.step for point in longest), default=-1)
+
+
+def curve_names(run: Any) -> list[str]:
+    """Names of a run's training curves, sorted; what MLflow measures of the machine is none."""
+    return sorted(name for name in run.data.metrics if not name.startswith(SYSTEM))
+
+
+class Machine:
+    """Load of the machine during training, as MLflow's own monitors measure it, under its ``system/`` keys.
+
+    A monitor that this machine lacks (no GPU, no driver library) measures nothing.
+    """
+
+    def __init__(self, started: int) -> None:
+        """Args: when the run started, in ms since 1970; steps are seconds from then."""
+        from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+
+        self._monitors: list[Any] = []
+        self._started = started
+        for kind in (CPUMonitor, GPUMonitor):
+            with contextlib.suppress(Exception):  # the monitors answer a missing driver with errors of their own
+                self._monitors.append(kind())
+
+    def point(self) -> tuple[int, int, dict[str, float]]:
+        """(seconds since the run started, time in ms, values by key)."""
+        row: dict[str, float] = {}
+        for monitor in self._monitors:
+            with contextlib.suppress(Exception):  # a driver that fails must not end the thread that sends curves
+                monitor.collect_metrics()
+                row |= {f"{SYSTEM}{name}": float(value) for name, value in monitor.aggregate_metrics().items()}
+                monitor.clear_metrics()
+        now = time.time_ns() // 1_000_000
+        return max(0, (now - self._started) // 1000), now, row
 
 
 class Curves:
@@ -393,9 +475,12 @@ class Curves:
             store = self._connect(self.subject.profile)
             run = store.parent(self.subject, self.training, self.params)
             last, run_id, open_ = last_step(store, run), run.info.run_id, True
+            machine = _machine(run.info.start_time)
             while open_:
                 open_ = self._gather()
-                store.log(run_id, points=[point for point in self._unsent if point[0] > last], tags=self._tags)
+                measured = [] if machine is None else [machine.point()]
+                points = [point for point in self._unsent if point[0] > last] + measured
+                store.log(run_id, points=points, tags=self._tags)
                 self._unsent.clear()
                 self._tags.clear()
             store.finish(run_id, self._status)

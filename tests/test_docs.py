@@ -1,0 +1,116 @@
+"""Pages against the repository: links, commands and paths that exist, public code that is documented."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ebjdat.provenance import ROOT
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+CODE = re.compile(r"```sh\n(.*?)```|`([^`\n]+)`", re.DOTALL)
+DVC = {"repro", "exp", "plots", "metrics", "commit", "pull", "status", "params", "artifacts"}
+FOLDERS = ("ebjdat/", "stages/", "tests/", "docs/", "benchmarks/", "studies/")
+
+
+def commands(text: str) -> Iterator[str]:
+    """Lines of shell blocks, without comments, and inline code."""
+    for block, inline in CODE.findall(text):
+        for line in (block or inline).replace("\\\n", " ").splitlines():
+            yield line.split("  #")[0].strip()
+
+
+def known(pages: list[Path]) -> list[Any]:
+    return [pytest.param(page, id=page.name) for page in pages]
+
+
+@pytest.mark.parametrize("page", known(PAGES))
+def test_a_link_of_a_page_leads_to_a_file(page: Path) -> None:
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        if not target.startswith(("http://", "https://", "#")):
+            assert (page.parent / target.split("#")[0]).exists(), f"{page.name}: {target} is not there"
+
+
+@pytest.mark.parametrize("page", known(PAGES))
+def test_a_command_of_a_page_exists(page: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for line in commands(page.read_text(encoding="utf-8")):
+        for module in re.findall(r"python3? -m ((?:stages|tests|benchmarks)[\w.]*)", line):
+            path = ROOT / Path(*module.split("."))
+            assert path.with_suffix(".py").is_file() or (path / "__init__.py").is_file(), f"{page.name}: {line}"
+        for target in re.findall(r"^make ([a-z]+)", line):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page.name}: {line}"
+        for word in re.findall(r"^dvc ([a-z]+)", line):
+            assert word in DVC, f"{page.name}: {line}"
+
+
+@pytest.mark.parametrize("page", known(PAGES))
+def test_a_parameter_that_a_page_sets_exists(page: Path) -> None:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    for line in commands(page.read_text(encoding="utf-8")):
+        for key in re.findall(r"-S '?([a-z_.0-9]+)=", line):
+            node = params
+            for part in key.split("."):
+                assert part in node or "coldpp" in line, f"{page.name}: {line}: params.yaml has no {key}"
+                node = node.get(part, {})
+
+
+@pytest.mark.parametrize("page", known(PAGES))
+def test_a_path_that_a_page_names_exists(page: Path) -> None:
+    for _, inline in CODE.findall(page.read_text(encoding="utf-8")):
+        if inline.startswith(FOLDERS) and re.fullmatch(r"[\w./-]+", inline):
+            assert (ROOT / inline).exists(), f"{page.name}: {inline}"
+
+
+@pytest.mark.parametrize("flag", re.findall(r"python -m (stages\.\w+)", (ROOT / "README.md").read_text()))
+def test_a_stage_that_the_readme_names_explains_itself(flag: str) -> None:
+    source = (ROOT / Path(*flag.split("."))).with_suffix(".py").read_text(encoding="utf-8")
+    assert "argparse" in source or "from_arguments" in source or "begin(" in source
+
+
+def undocumented(tree: ast.Module) -> Iterator[str]:
+    """Public functions, classes and methods without a docstring; the module itself as ``module``."""
+    if ast.get_docstring(tree) is None and tree.body:
+        yield "module"
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            if ast.get_docstring(node) is None:
+                yield node.name
+            for inner in node.body if isinstance(node, ast.ClassDef) else ():
+                public = isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_")
+                setter = public and any(isinstance(mark, ast.Attribute) for mark in inner.decorator_list)  # type: ignore[attr-defined]
+                if public and not setter and ast.get_docstring(inner) is None:  # type: ignore[arg-type]
+                    yield f"{node.name}.{inner.name}"  # type: ignore[attr-defined]
+
+
+SOURCES = sorted([*(ROOT / "ebjdat").rglob("*.py"), *(ROOT / "stages").glob("*.py")])
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_public_code_is_documented(path: Path) -> None:
+    assert list(undocumented(ast.parse(path.read_text(encoding="utf-8")))) == []
+
+
+def test_the_files_that_a_stranger_looks_for_are_there() -> None:
+    for name in ("LICENSE", "CITATION.cff", "CHANGELOG.md", "CONTRIBUTING.md", ".pre-commit-config.yaml"):
+        assert (ROOT / name).stat().st_size > 0
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["license"] == "MIT" and citation["references"][0]["type"] == "conference-paper"
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    assert {hook["id"] for repo in hooks["repos"] for hook in repo["hooks"]} >= {"ruff", "mypy"}
+
+
+def test_no_result_picture_or_page_is_kept_out_of_git() -> None:
+    for path in ("results/digits/report.html", "results/digits/ebjdat-jempp/report.html"):
+        run = subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT, check=False)
+        assert run.returncode != 0, f"{path} is ignored by git"
+    run = subprocess.run(["git", "check-ignore", "-q", "results/digits/ebjdat-jempp/clean.npz"], cwd=ROOT, check=False)
+    assert run.returncode == 0

@@ -1,0 +1,63 @@
+"""docs/adding-a-variant.md, done step by step in a copy of the repository."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ebjdat.provenance import ROOT
+
+PAGE = (ROOT / "docs" / "adding-a-variant.md").read_text(encoding="utf-8")
+EDIT = re.compile(r"<!-- edit: (\S+) -->\n```diff\n(.*?)```", re.DOTALL)
+RUN = re.compile(r"<!-- run -->\n```sh\n(.*?)```", re.DOTALL)
+CHECK = """
+from pathlib import Path
+from tests import tiny
+from ebjdat.reporting.comparisons import display_name
+from ebjdat.subject import Subject, known_subjects
+
+params = tiny.write_params(Path("."), variant="coldpp")
+subject = Subject.current(params)
+assert subject in known_subjects(params), "tables ask for it"
+assert display_name(subject) == "EB-JDAT-Cold JEM++"
+assert params.variants["coldpp"].chain_start == "uniform"
+assert subject.schedule(params) == Subject("digits", "ebjdat", "jempp", 0).schedule(params)
+tiny.prepare(params)
+tiny.train(params)
+import ebjdat
+assert ebjdat.load("models/digits/ebjdat-coldpp").sample(2).shape == (2, 1, 8, 8)
+print("trained")
+"""
+
+
+def apply(folder: Path, path: str, diff: str) -> None:
+    """One edit of the page: lines of the old text must stand in the file."""
+    lines = [line for line in diff.splitlines() if line]
+    old = "".join(f"{line[1:]}\n" for line in lines if line[0] in " -")
+    new = "".join(f"{line[1:]}\n" for line in lines if line[0] in " +")
+    target = folder / path
+    text = target.read_text(encoding="utf-8")
+    assert old in text, f"{path} has no longer:\n{old}"
+    target.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def test_the_variant_of_the_page_is_added_trained_and_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    for folder in ("ebjdat", "stages", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    (tmp_path / ".dvc").mkdir()
+    edits = EDIT.findall(PAGE)
+    assert len(edits) == 4
+    for path, diff in edits:
+        apply(tmp_path, path, diff)
+    for script in RUN.findall(PAGE):
+        subprocess.run(["sh", "-ec", script], cwd=tmp_path, check=True)
+    run = subprocess.run([sys.executable, "-c", CHECK], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 0 and "trained" in run.stdout, run.stderr[-2000:]
