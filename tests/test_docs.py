@@ -17,7 +17,8 @@ from ebjdat.provenance import ROOT
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"```sh\n(.*?)```|`([^`\n]+)`", re.DOTALL)
-DVC = {"repro", "exp", "plots", "metrics", "commit", "pull", "status", "params", "artifacts"}
+REMOTE = ("remote", "push", "pull", "fetch", "config", "cache")
+DVC = set(REMOTE) | {"repro", "exp", "plots", "metrics", "commit", "status", "params", "artifacts", "queue"}
 FOLDERS = ("ebjdat/", "stages/", "tests/", "docs/", "benchmarks/", "studies/")
 
 
