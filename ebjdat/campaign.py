@@ -387,3 +387,28 @@ def log_records(rows: list[Row], root: Path) -> None:
                 failed.append(row.name)
     if failed:
         raise UserError(f"records of {', '.join(failed)} were not logged; run the same command again")
+
+
+def take_in(rows: list[Row], root: Path) -> list[str]:
+    """Copy models and results of rows over plain parameters to this checkout, where ``dvc commit`` looks for them.
+
+    Rows that change anything but profile, method, variant and baseline stay in the campaign: DVC's outputs are
+    those of params.yaml. What is there already is replaced.
+
+    Returns:
+        The folders that were copied.
+    """
+    taken = []
+    for row in rows:
+        if set(row.overrides) - {"profile", *SHARED_KEYS}:
+            continue
+        shared = root / "shared" / row.group
+        wanted = [row.subject.model_dir, row.subject.results_dir, _reference(row)]
+        wanted += [surrogate.surrogate_dir for surrogate in row.subject.surrogates(row.params)]
+        for folder in wanted:
+            if (shared / folder).is_dir() and not (shared / folder).is_symlink() and str(folder) not in taken:
+                if folder.is_dir():
+                    shutil.rmtree(folder)
+                shutil.copytree(shared / folder, folder)
+                taken.append(str(folder))
+    return taken

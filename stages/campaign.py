@@ -11,7 +11,7 @@ from ebjdat import packages
 packages.use(packages.INPUTS)
 
 from ebjdat import command  # noqa: E402  # after the path is complete
-from ebjdat.campaign import Campaign, log_records, read_study  # noqa: E402
+from ebjdat.campaign import Campaign, log_records, read_study, take_in  # noqa: E402
 from ebjdat.errors import UserError  # noqa: E402
 
 
@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="stop cleanly after that long; default: no limit")
     parser.add_argument("--jobs", type=int, default=1, help="rows at a time, one thread each when more than one")
     parser.add_argument("--no-log", action="store_true", help="leave records in files, where MLflow is not installed")
+    parser.add_argument("--take", action="store_true", help="copy models and results to where `dvc commit` looks")
     parser.add_argument("--root", type=Path, default=Path(".campaign"), help="folder of the campaign")
     arguments = parser.parse_args()
     rows = read_study(arguments.study, profile=arguments.profile, stages=arguments.stages)
@@ -31,6 +32,8 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, campaign.stop)
     states = campaign.run(rows)
+    if arguments.take:
+        print(f"taken in: {', '.join(take_in(rows, campaign.root)) or 'nothing'}")
     if not arguments.no_log:
         log_records(rows, campaign.root)
     for name, state in states.items():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from ebjdat.campaign import Campaign, pending, prepare_workspace, read_study, visible_gpus
+from ebjdat.campaign import Campaign, pending, prepare_workspace, read_study, take_in, visible_gpus
 from ebjdat.errors import UserError
 from ebjdat.provenance import ROOT
 
@@ -147,9 +149,31 @@ def test_a_stopped_command_counts_as_stopped_and_its_time_is_noted(study: Path, 
         "import signal, sys, time\nsignal.signal(15, lambda *_: sys.exit(143))\nprint('on', flush=True)\ntime.sleep(60)"
     )
     (tmp_path / "stages" / "baseline.py").write_text(waiting)
-    assert Campaign(tmp_path / "runs", minutes=0.02).run([row]) == {row.name: "stopped"}
+    campaign, log = Campaign(tmp_path / "runs"), tmp_path / "runs" / row.name / "log.txt"
+
+    def stop_once_it_runs() -> None:
+        while not (log.is_file() and "on" in log.read_text()):
+            time.sleep(0.05)
+        campaign.stop()
+
+    stopping = threading.Thread(target=stop_once_it_runs)
+    stopping.start()
+    assert campaign.run([row]) == {row.name: "stopped"}
+    stopping.join()
     noted = json.loads((tmp_path / "runs" / "times.jsonl").read_text())
     assert noted["command"] == ["stages.baseline", "--model", "pgd_at"] and noted["code"] in (143, -15)
+
+
+def test_only_rows_over_plain_parameters_are_taken_in(study: Path, tmp_path: Path) -> None:
+    rows = read_study(study, stages=["clean"])
+    study.write_text("stages: [clean]\nrows: [{model: pgd_at}]")
+    plain = read_study(study)[0]
+    for row in (plain, rows[2]):
+        folder = prepare_workspace(row, tmp_path / "runs") / row.subject.results_dir
+        folder.mkdir(parents=True)
+        (folder / "clean.json").touch()
+    assert take_in([plain, rows[2]], tmp_path / "runs") == ["results/digits/pgd_at"]
+    assert Path("results/digits/pgd_at/clean.json").is_file() and not Path("results/digits/ebjdat-jempp").exists()
 
 
 def test_no_command_starts_after_the_time_is_up(study: Path, tmp_path: Path) -> None:

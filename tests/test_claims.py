@@ -197,3 +197,9 @@ def test_the_files_match_the_ledger_until_they_are_edited() -> None:
     assert "second-hand" in page and "the released code at 327ea16" in page.lower()
     files.write_text(claims.PAGE_PATH, page.replace("not comparable", "reproduced", 1))
     assert claims.check_claims_match_records(PARAMS) == ["results/claims.md"]
+
+
+def test_a_smoke_ledger_stands_beside_no_published_number() -> None:
+    write_ledger(dataclasses.replace(PARAMS, profile=claims.SMOKE_PROFILE), [])
+    collected = claims.collect(PARAMS, numbers_of(PARAMS, []))
+    assert [found.params.profile for found in collected] == [PARAMS.profile]

@@ -30,6 +30,8 @@ VERDICTS: tuple[Verdict, ...] = ("reproduced", "explained by protocol", "not rep
 """Best first: a claim gets the best verdict that any of our numbers supports."""
 
 REFERENCE_PROFILE = "cifar10"
+SMOKE_PROFILE = "cifar10-smoke"
+"""Proves that every path runs; its numbers mean nothing and stand beside no published one."""
 REFERENCE_NETWORK = (28, 10)
 """Depth and width of the published network, WRN-28-10."""
 RELEASED_EPS = 4 / 255
@@ -65,11 +67,11 @@ class Measured:
 
 
 def collect(params: Params, current: Numbers) -> list[Numbers]:
-    """The current profile's numbers, and those of every other profile that has a ledger."""
+    """The current profile's numbers, and those of every other profile that has a ledger and is no smoke run."""
     others = [
         load_numbers(dataclasses.replace(params, profile=name))
         for name in params.profiles
-        if name != params.profile and ledger.ledger_path(name).is_file()
+        if name not in (params.profile, SMOKE_PROFILE) and ledger.ledger_path(name).is_file()
     ]
     return [current, *others]
 
