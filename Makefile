@@ -25,7 +25,9 @@ $(STAMP): requirements.lock requirements-uv.lock
 	.venv/bin/python -m uv pip sync --quiet --compile-bytecode --python .venv/bin/python --require-hashes requirements.lock
 	@touch $(STAMP)
 
+# On a CPU, independent stages run side by side first; dvc repro does the rest, and decides.
 repro: env
+	python -m stages.lanes
 	dvc repro
 
 test: env

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ebjdat.provenance import ROOT, import_closure
+from stages import lanes
 from tests import stage_deps
 
 PIPELINE = stage_deps.read()["stages"]
@@ -57,6 +58,51 @@ def test_imports_run_in_one_direction_along_the_flow(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "stages").glob("[a-z]*.py")), ids=lambda p: p.stem)
 def test_a_stage_script_is_thin(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 80
+
+
+def expanded() -> dict[str, tuple[set[str], set[str]]]:
+    """Deps and outs of every stage, files of Python left out; a matrix stage has one entry per item."""
+    found = {}
+    for name, stage in PIPELINE.items():
+        ((key, items),) = (stage.get("matrix") or {"": [""]}).items()
+        for item in items:
+            texts = [
+                {next(iter(path)) if isinstance(path, dict) else str(path) for path in stage.get(part, [])}
+                for part in ("deps", "outs")
+            ]
+            deps, outs = ({path.replace(f"${{item.{key}}}", item) for path in paths} for paths in texts)
+            found[f"{name}@{item}" if item else name] = {dep for dep in deps if not dep.endswith(".py")}, outs
+    return found
+
+
+def test_what_a_stage_of_a_lane_needs_was_made_in_an_earlier_wave_or_earlier_in_its_lane() -> None:
+    stages = expanded()
+    made: set[str] = set()
+    for wave in lanes.WAVES:
+        by_lane = []
+        for lane in wave:
+            here = set(made)
+            for name in [one for wanted in lane for one in stages if wanted in (one, one.split("@")[0])]:
+                deps, outs = stages.pop(name)
+                missing = {dep for dep in deps if not any(dep == out or dep.startswith(f"{out}/") for out in here)}
+                assert not missing, f"{name} needs {missing}"
+                here |= outs
+            by_lane.append(here)
+        made = made.union(*by_lane)
+    assert set(stages) == {"record", "tables", "report"}, "stages that `dvc repro` alone runs"
+
+
+def test_lanes_stop_at_the_first_wave_that_fails_and_leave_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    ran: list[object] = []
+    monkeypatch.setattr(lanes, "side_by_side", lambda wave: ran.append(wave) or len(ran) < 2)
+    monkeypatch.setattr(lanes.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(lanes.shutil, "which", lambda name: None)
+    lanes.main()
+    assert ran == list(lanes.WAVES[:2])
+    monkeypatch.setattr(lanes.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    lanes.main()
+    assert len(ran) == 2
 
 
 def test_the_library_parses_no_arguments() -> None:
