@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import json
 import math
+import statistics
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from ebjdat.training.state import State
 from ebjdat.training.supervisor import Supervisor
 
 RESULT = Path(__file__).parent / "results" / "divergence.json"
+PAGE = Path(__file__).parents[1] / "docs" / "faults.md"
 EPOCHS = 4
 
 
@@ -79,12 +81,43 @@ def run_once(seed: int, factor: float, *, supervised: bool) -> dict[str, Any]:
     }
 
 
+def table(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    caption = (
+        f"{result['subject']} on {result['profile']}, {result['epochs']} epochs at {result['factor']:g} times the "
+        f"recipe's rate, seeds 0 to {len(result['with']) - 1}."
+    )
+    lines = ["| supervisor | healthy at the end | rollbacks per run | median validation accuracy (%) |"]
+    lines.append("| --- | ---: | ---: | ---: |")
+    for name in ("with", "without"):
+        runs = result[name]
+        healthy = sum(run["healthy"] for run in runs)
+        rollbacks = sum(run["rollbacks"] for run in runs) / len(runs)
+        accuracy = 100 * statistics.median(run.get("val_clean", 0.0) for run in runs)
+        lines.append(f"| {name} | {healthy} of {len(runs)} | {rollbacks:.1f} | {accuracy:.0f} |")
+    note = "A run that ends in a value that is not finite counts as accuracy 0."
+    return "\n".join([caption, "", *lines, "", note])
+
+
+def fill_page() -> None:
+    """Put the table into docs/faults.md."""
+    text = PAGE.read_text(encoding="utf-8")
+    before, rest = text.split("<!-- divergence -->")
+    after = rest.split("<!-- /divergence -->")[1]
+    shown = table(files.read_json(RESULT))
+    files.write_text(PAGE, f"{before}<!-- divergence -->\n{shown}\n<!-- /divergence -->{after}")
+
+
 def main() -> None:
-    """Run all seeds both ways and write the result."""
+    """Run all seeds both ways and write the result, or only fill the page from it."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--page", action="store_true", help="only fill docs/faults.md from the last result")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--factor", type=float, default=30.0)
     options = parser.parse_args()
+    if options.page:
+        fill_page()
+        return
     result: dict[str, Any] = {"subject": "base-jem", "profile": "digits", "epochs": EPOCHS, "factor": options.factor}
     with ProcessPoolExecutor(processors()) as pool:
         for name, supervised in (("with", True), ("without", False)):

@@ -1,7 +1,22 @@
-"""Settings of every test."""
+"""Settings of every test; the marker ``faults`` for those that docs/faults.md names."""
 
 import os
+from pathlib import Path
+
+import pytest
 
 # Small tensors gain nothing from threads; see stages/__init__.py for the second line.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of faults."""
+    from tests.fault_list import tests_by_line
+
+    named = {test for tests in tests_by_line().values() for test in tests}
+    below = Path(__file__).parent
+    for item in items:
+        place = item.path.relative_to(below).as_posix() if item.path.is_relative_to(below) else ""
+        if place.startswith("faults/") or (place, item.name.split("[")[0]) in named:
+            item.add_marker(pytest.mark.faults)

@@ -67,9 +67,8 @@ def trainer(data: Prepared, subject: tuple[str, str | None], folder: Path | None
     network: Network = params.current.network
     checkpoints = None if folder is None else Checkpoints(folder, key, share=math.inf)
     chosen = recipe(params, Subject("digits", *subject, 0))
-    return Trainer(
-        chosen, shared, network, data, seed=0, device=torch.device("cpu"), checkpoints=checkpoints, **options
-    )
+    device = options.pop("device", torch.device("cpu"))
+    return Trainer(chosen, shared, network, data, seed=0, device=device, checkpoints=checkpoints, **options)
 
 
 def stopped_at(run: Trainer, iterations: int) -> None:

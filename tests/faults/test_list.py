@@ -1,0 +1,26 @@
+"""docs/faults.md against the tests and the measured numbers."""
+
+from __future__ import annotations
+
+import ast
+
+from benchmarks import divergence
+from ebjdat import files
+from ebjdat.provenance import ROOT
+from tests import fault_list
+
+
+def test_every_line_of_the_list_names_tests_that_exist() -> None:
+    lines = fault_list.tests_by_line()
+    assert sorted(lines) == list(range(1, 31))
+    for number, tests in lines.items():
+        assert tests, f"line {number} names no test"
+        for file, name in tests:
+            tree = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8"))
+            assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{file}::{name}"
+
+
+def test_the_divergence_table_shows_the_measured_runs() -> None:
+    page = fault_list.PAGE.read_text(encoding="utf-8")
+    shown = page.split("<!-- divergence -->")[1].split("<!-- /divergence -->")[0].strip()
+    assert shown == divergence.table(files.read_json(divergence.RESULT)), "run `python -m benchmarks.divergence --page`"

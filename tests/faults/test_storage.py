@@ -1,0 +1,287 @@
+"""Faults of disks and of the tracking store, and what nothing in this repository may do."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import os
+import re
+import resource
+import sqlite3
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ebjdat import files
+from ebjdat.data.prepared import Prepared
+from ebjdat.errors import UserError
+from ebjdat.model.store import Architecture, load_model, new_model, save_model
+from ebjdat.provenance import ROOT
+from ebjdat.reporting import tracking
+from ebjdat.subject import Subject
+from stages import record as record_stage
+from tests.small_runs import fingerprint, tiny_data, trainer
+from tests.synthetic import clean_environment, params_of_repository, use_empty_store, write_records
+
+PARAMS = params_of_repository()
+SUBJECT = Subject.current(PARAMS)
+
+
+@pytest.fixture(scope="module")
+def data() -> Prepared:
+    return tiny_data()
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return clean_environment(monkeypatch, tmp_path)
+
+
+@contextmanager
+def full_disk(free: int = 30_000) -> Iterator[None]:
+    """No file grows beyond ``free`` bytes: the system refuses real writes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (free, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@contextmanager
+def read_only() -> Iterator[None]:
+    """Files cannot be opened for writing, nor folders made (root may write anywhere, so it is played)."""
+    names = ("open", "mkdir")
+    before = {name: getattr(Path, name) for name in names}
+
+    def refusing(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: Path, *arguments: Any, **named: Any) -> Any:
+            mode = arguments[0] if arguments and isinstance(arguments[0], str) else named.get("mode", "")
+            if original is before["mkdir"] or (isinstance(mode, str) and set(mode) & set("wxa+")):
+                raise OSError(errno.EROFS, "Read-only file system", str(self))
+            return original(self, *arguments, **named)
+
+        return call
+
+    try:
+        for name in names:
+            setattr(Path, name, refusing(before[name]))
+        yield
+    finally:
+        for name in names:
+            setattr(Path, name, before[name])
+
+
+DISKS = {"full": full_disk, "read-only": read_only}
+
+
+@pytest.mark.parametrize("disk", DISKS)
+def test_a_disk_full_or_read_only_at_a_checkpoint_leaves_the_earlier_one_and_training_goes_on_after_it_is_mended(
+    data: Prepared, tmp_path: Path, disk: str
+) -> None:
+    expected = fingerprint(trainer(data, ("ebjdat", "jempp"), None).run())
+    run = trainer(data, ("ebjdat", "jempp"), tmp_path)
+    save, saves = run._save, [0]
+
+    def second_fails() -> None:
+        saves[0] += 1
+        if saves[0] == 1:
+            save()
+            return
+        with DISKS[disk]():
+            save()
+
+    run._save = second_fails  # type: ignore[method-assign]
+    with pytest.raises(UserError, match=r"could not be written") as error:
+        run.run()
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+    assert [path.name for path in sorted(tmp_path.glob("step-*"))] == ["step-0000-000001-00000000"]
+    assert not list(tmp_path.glob(".step*"))
+    assert fingerprint(trainer(data, ("ebjdat", "jempp"), tmp_path).run()) == expected
+
+
+BIG = np.random.default_rng(0).random((100, 100))
+NOISE = np.random.default_rng(1).integers(0, 256, (300, 300), np.uint8)
+
+
+def a_model(path: Path) -> None:
+    architecture = Architecture(depth=10, width=1, channels=1, classes=10, norm="batch")
+    save_model(path, new_model(architecture, 0), architecture)
+
+
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "metrics": lambda path: files.write_json(path, BIG.tolist()),
+    "samples": lambda path: files.write_npz(path, {"images": BIG}, compress=False),
+    "pictures": lambda path: files.write_png(
+        path, (255 * np.random.default_rng(1).random((400, 400))).astype(np.uint8)
+    ),
+    "history": lambda path: files.write_text(path, "row\n" * 20_000),
+    "model": a_model,
+}
+
+
+@pytest.mark.parametrize("disk", DISKS)
+@pytest.mark.parametrize("what", WRITERS)
+def test_a_disk_full_or_read_only_keeps_the_old_file_whole_and_is_told_in_one_sentence(
+    tmp_path: Path, what: str, disk: str
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(UserError, match=r"file could not be written: ") as error, DISKS[disk]():
+        WRITERS[what](path)
+    assert "\n" not in str(error.value)
+    assert path.read_bytes() == b"old"
+    assert [child.name for child in tmp_path.iterdir()] == ["file"]
+    WRITERS[what](path)
+    assert path.stat().st_size > 30_000
+    if what == "model":
+        load_model(path)
+
+
+def train() -> None:
+    with tracking.Curves(SUBJECT, "t", {}, flush_seconds=0.05) as curves:
+        for step in range(1, 4):
+            curves.log(step, {"loss": 1.0 / step})
+        curves.note_rollback({"retry": 1, "epoch": 0, "step": 2, "cause": "loss is nan"})
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Another program writes to the store for ever."""
+    database = sqlite3.connect(path)
+    database.execute("BEGIN EXCLUSIVE")
+    try:
+        yield
+    finally:
+        database.rollback()
+        database.close()
+
+
+@contextmanager
+def newer(path: Path) -> Iterator[None]:
+    """The store was made by a later MLflow."""
+    with sqlite3.connect(path) as database:
+        (version,) = database.execute("SELECT version_num FROM alembic_version").fetchone()
+        database.execute("UPDATE alembic_version SET version_num = 'from the future'")
+    yield
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE alembic_version SET version_num = ?", (version,))
+
+
+@contextmanager
+def unreachable(path: Path) -> Iterator[None]:
+    """A server that does not answer."""
+    os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    try:
+        yield
+    finally:
+        del os.environ["MLFLOW_TRACKING_URI"], os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]
+
+
+@contextmanager
+def full(path: Path) -> Iterator[None]:
+    """No room left for the database."""
+    with full_disk(1000):
+        yield
+
+
+STORES = {"locked": locked, "unreachable": unreachable, "newer schema": newer, "full": full}
+
+
+@pytest.mark.parametrize("fault", STORES)
+def test_a_store_locked_unreachable_newer_or_full_costs_one_warning_and_one_command_replays_what_waited(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    use_empty_store()
+    write_records(PARAMS, SUBJECT, stages=["clean"])
+    original = sqlite3.connect
+    monkeypatch.setattr(
+        tracking.sqlite3, "connect", lambda path, timeout=0.2: original(path, timeout=min(timeout, 0.2))
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with STORES[fault](workspace / "mlflow.db"):
+            train()
+    told = [str(warning.message) for warning in caught if warning.category is tracking.TrackingWarning]
+    assert len(told) == 1 and "`python -m stages.record` replays it later" in told[0]
+    assert len(list((workspace / ".mlflow/spool").glob("*.curves.json"))) == 1
+    monkeypatch.undo()
+    clean_environment(monkeypatch, workspace)
+    files.write_text("params.yaml", (ROOT / "params.yaml").read_text(encoding="utf-8"))
+    record_stage.main()
+    run = tracking.Store.open("digits").parent(SUBJECT, "t", {})
+    assert run.data.metrics["loss"] == pytest.approx(1 / 3) and run.info.status == "FINISHED"
+    assert run.data.tags["rollback.1"] == "epoch 0, step 2: loss is nan"
+    assert not list((workspace / ".mlflow/spool").glob("*"))
+
+
+def test_a_strict_switch_makes_a_broken_store_fatal(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (workspace / "mlflow.db").mkdir()
+    monkeypatch.setenv(tracking.STRICT, "1")
+    with pytest.raises(UserError, match="EBJDAT_STRICT_TRACKING=1 makes this fatal"):
+        train()
+
+
+SOURCES = sorted(path for name in ("ebjdat", "stages", "benchmarks", "tests") for path in (ROOT / name).rglob("*.py"))
+
+
+def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
+    """Dotted names of what a file calls."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def test_nothing_runs_a_shell_string() -> None:
+    shells = re.compile(
+        r"os\.(system|popen|spawn\w+|exec\w+)|(subprocess\.)?get(output|statusoutput)|(.*\.)?create_subprocess_shell"
+    )
+    for path in SOURCES:
+        for name, call in calls(path):
+            where = f"{path.relative_to(ROOT)}, line {call.lineno}: {name}"
+            assert not shells.fullmatch(name), where
+            given = {keyword.arg: keyword.value for keyword in call.keywords}
+            assert ast.unparse(given["shell"]) == "False" if "shell" in given else True, where
+            if re.fullmatch(r"subprocess\.(run|Popen|call|check_call|check_output)", name):
+                assert not isinstance(call.args[0], (ast.JoinedStr, ast.Constant)), f"{where} is given a string"
+
+
+def test_no_parameter_is_put_into_a_command_of_the_pipeline_but_names_of_a_fixed_list() -> None:
+    """DVC runs commands by a shell, so only matrix items may stand in them."""
+    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
+    commands = re.findall(r"^\s*cmd: (.*)$", text, re.MULTILINE)
+    assert commands
+    for command in commands:
+        assert re.fullmatch(r"python -m stages\.\w+( --\w+ \$\{item(\.\w+)?\})*", command), command
+
+
+def test_weights_and_checkpoints_are_read_with_weights_only_and_arrays_without_pickles() -> None:
+    for path in SOURCES:
+        if "tests" in path.relative_to(ROOT).parts:
+            continue
+        for name, call in calls(path):
+            given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+            where = f"{path.relative_to(ROOT)}, line {call.lineno}"
+            if name == "torch.load":
+                assert given.get("weights_only") == "True", where
+            if name in ("np.load", "numpy.load"):
+                assert given.get("allow_pickle", "False") == "False", where
+            assert name not in ("pickle.load", "pickle.loads", "yaml.load", "yaml.unsafe_load", "eval", "exec"), where
+
+
+def test_mlflow_is_served_on_loopback() -> None:
+    """MLflow's own default, which no command of ours changes."""
+    import mlflow.cli
+
+    (host,) = [option for option in mlflow.cli.server.params if option.name == "host"]
+    assert host.default == "127.0.0.1"
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "Makefile", *SOURCES]:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if re.search(r"mlflow.{0,4} (ui|server)", line) and "--host" in line:
+                assert re.search(r"--host.{0,4}(127\.0\.0\.1|localhost)", line), f"{path}: {line}"
