@@ -231,6 +231,10 @@ def _done(path: Path, key: str, value: str) -> bool:
     return path.is_file() and files.read_json(path)[key] == value
 
 
+def _has_data(row: Row, folder: Path) -> bool:
+    return (folder / "data" / row.params.profile / "manifest.json").is_file()
+
+
 def visible_gpus() -> list[str]:
     """GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them; empty without NVIDIA's driver."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -277,16 +281,16 @@ class Campaign:
 
     def _prepare(self, row: Row, folder: Path) -> None:
         """Prepare the data of the row's profile where the checkout has none."""
-        if (folder / "data" / row.params.profile / "manifest.json").is_file():
+        if _has_data(row, folder):
             return
         code = self._command(["stages.prepare"], folder)
         if code:
             raise UserError(f"data/{row.params.profile} could not be prepared, see {folder / 'log.txt'}")
 
     def _row(self, row: Row) -> str:
-        if self._over():
-            return "stopped"
         folder = self.root / row.name
+        if not _has_data(row, folder):
+            return "stopped"
         for command in pending(row, folder):
             started = time.monotonic()
             code = self._once(row, command, folder)

@@ -113,6 +113,7 @@ def test_a_campaign_runs_what_is_left_and_continues_after_a_failure(study: Path,
     (tmp_path / "wanted.json").write_text(json.dumps(wanted))
     assert campaign.run([row]) == {row.name: "done"}
     assert ran.read_text().split() == ["train", "clean", "generate", "generate"]
+    assert Campaign(tmp_path / "runs", minutes=0).run([row]) == {row.name: "done"}
     assert pending(row, tmp_path / "runs" / row.name) == []
 
 
