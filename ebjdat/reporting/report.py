@@ -20,7 +20,7 @@ from ebjdat.config import Params
 from ebjdat.errors import UserError
 from ebjdat.protocols import PROTOCOLS, as_fraction
 from ebjdat.reporting import claims, figures, html, ledger, published
-from ebjdat.reporting.comparisons import all_subjects, display_name, energy_table, masking_rows
+from ebjdat.reporting.comparisons import ENERGY_KINDS, all_subjects, display_name, energy_table, masking_rows
 from ebjdat.reporting.figures import Curve, Point
 from ebjdat.reporting.html import Figure, Section
 from ebjdat.reporting.layout import EMPTY, Column, Entry, Row, Table
@@ -30,7 +30,8 @@ from ebjdat.reporting.records import Record, rates_of, record_path
 from ebjdat.reporting.tables import generation_names, pages
 from ebjdat.subject import EVALUATIONS, Subject
 
-KINDS = ("clean", "adversarial", "generated")
+KINDS = ("clean", "adversarial", "generated", "generated-fresh")
+"""Images whose energies are drawn; names in :data:`ebjdat.reporting.comparisons.ENERGY_KINDS`."""
 _PAPER = 'EB-JDAT, "Your Classifier Can Do More", CVPR 2026, arXiv:2505.19459'
 
 Arrays = Mapping[str, np.ndarray]
@@ -245,7 +246,7 @@ def _or_missing(present: Sequence[Any], text: str, stage: str) -> tuple[str, ...
 
 def _energies(numbers: Numbers, subject: Subject, arrays: Arrays) -> Section:
     """Distributions of E(x), and the row of the energy table."""
-    kinds = {kind: arrays[f"{kind}/energy"] for kind in KINDS if f"{kind}/energy" in arrays}
+    kinds = {ENERGY_KINDS[kind]: arrays[f"{kind}/energy"] for kind in KINDS if f"{kind}/energy" in arrays}
     drawn = []
     if kinds:
         means = ", ".join(f"{kind} {values.mean():.2f}" for kind, values in kinds.items())
@@ -519,7 +520,7 @@ def _energy_means(numbers: Numbers) -> list[Figure]:
                 s = deviation.spread.mean if deviation.state == "value" else 0.0
                 points.append(Point(display_name(subject), m, m - s, m + s))
         if points:
-            groups[kind] = points
+            groups[ENERGY_KINDS[kind]] = points
     if not groups:
         return []
     picture = figures.intervals("energy-means", groups, "E(x) (nats)", percent=False)
