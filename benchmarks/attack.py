@@ -128,7 +128,7 @@ def main() -> None:
     for mode, share in differences.items():
         print(f"{step.LABELS[mode]}: {share:.2%} of pixels differ from (a)")
     modes = MODES[options.attack]
-    memory = {mode: _memory(options, mode) for mode in modes}
+    memory: dict[str, float | None] = {mode: _memory(options, mode) for mode in modes}
     calls = {mode: new_call(setting, options.attack, mode, compile=options.compile) for mode in modes}
     per_forward = harness.forward_flops(step.new_run(setting, "lean").model, setting.x)
     flops = forward_equivalents(setting, options.attack) * per_forward

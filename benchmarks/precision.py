@@ -88,14 +88,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--variant", default="jempp")
+    parser.add_argument("--at-most", type=int, default=None, help="trainings in this call")
     options = parser.parse_args()
     runs: list[dict[str, Any]] = files.read_json(RESULT)["runs"] if RESULT.is_file() else []
     done = {(run["variant"], run["precision"], run["seed"]) for run in runs}
-    for seed in range(options.seeds):
-        for precision in PRECISIONS:
-            if (options.variant, precision, seed) not in done:
-                runs.append(train_once(options.variant, precision, seed))
-                files.write_json(RESULT, {"profile": "digits", "images": len(digits().y_test), "runs": runs})
+    wanted = [(options.variant, precision, seed) for seed in range(options.seeds) for precision in PRECISIONS]
+    for run in [run for run in wanted if run not in done][: options.at_most]:
+        runs.append(train_once(*run))
+        files.write_json(RESULT, {"profile": "digits", "images": len(digits().y_test), "runs": runs})
     print(json.dumps(runs))
 
 

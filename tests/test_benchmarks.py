@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import attack, harness, step
+from benchmarks import attack, harness, pages, step
 
 
 @pytest.fixture(scope="module", params=["jempp", "sadajem"])
@@ -52,3 +52,7 @@ def test_a_network_that_is_no_depth_and_width_is_refused(name: str) -> None:
 def test_all_modes_of_an_attack_move_the_same_pixels(setting: step.Setting, name: str) -> None:
     differences = attack.differing(setting, name)
     assert max(share for mode, share in differences.items() if "bfloat16" not in mode) < attack.ALLOWED
+
+
+def test_the_precision_page_shows_what_the_recorded_measurements_say() -> None:
+    assert pages.filled() == pages.PAGE.read_text(encoding="utf-8")
