@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import attack, harness, pages, step
+from benchmarks import attack, harness, pages, small_runs, step
+from ebjdat.subject import Subject
 
 
 @pytest.fixture(scope="module", params=["jempp", "sadajem"])
@@ -56,3 +57,18 @@ def test_all_modes_of_an_attack_move_the_same_pixels(setting: step.Setting, name
 
 def test_the_precision_page_shows_what_the_recorded_measurements_say() -> None:
     assert pages.filled() == pages.PAGE.read_text(encoding="utf-8")
+
+
+def test_forwards_of_a_whole_training_agree_with_those_of_an_iteration() -> None:
+    params = step.load_params()
+    for variant in ("jempp", "sadajem"):
+        counted = small_runs.image_forwards(params, Subject("digits", "ebjdat", variant, 0))
+        assert counted == step.forward_equivalents(params.variants[variant])
+    costs = {name: small_runs.image_forwards(params, Subject("digits", name, None, 0)) for name in ("pgd_at", "trades")}
+    assert costs == {"pgd_at": 23, "trades": 27}
+
+
+def test_a_training_that_was_stopped_counts_with_all_its_calls() -> None:
+    line = {"row": "trades-0-x", "command": ["stages.baseline", "--model", "trades"], "seconds": 2.0}
+    (row,) = small_runs.rows_of(step.load_params(), [line, line, line | {"command": ["stages.clean"]}])
+    assert row["model"] == "trades" and row["seconds"] == 4.0

@@ -6,9 +6,10 @@ profile changes ledger and tables here, and that is no fault.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import subprocess
-import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -21,15 +22,24 @@ from ebjdat.reporting import claims, readme, tables
 @pytest.fixture(autouse=True)
 def committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = subprocess.run(
-        ["git", "archive", "HEAD", "results", "params.yaml", "README.md"], cwd=ROOT, capture_output=True, check=True
+        ["git", "archive", "--format=zip", "HEAD", "results", "params.yaml", "README.md", "docs"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
     )
-    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
-        files.extractall(tmp_path, filter="data")
+    with zipfile.ZipFile(io.BytesIO(archive.stdout)) as files:
+        files.extractall(tmp_path)
     monkeypatch.chdir(tmp_path)
 
 
 def test_the_tables_show_what_the_ledger_gives() -> None:
     assert tables.check_tables_match_records(load_params()) == []
+
+
+def test_tables_and_page_of_the_small_cifar_show_what_their_ledger_gives() -> None:
+    params = dataclasses.replace(load_params(), profile="cifar10-cpu")
+    assert tables.check_tables_match_records(params) == []
+    assert readme.check_page_matches_records(Path("docs/cifar10-cpu.md"), params)
 
 
 def test_the_claims_show_what_the_ledger_gives() -> None:
