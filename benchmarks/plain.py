@@ -8,7 +8,8 @@ Released: the algorithm of the released code at 327ea16 as it is performed there
 per image for EB-JDAT-JEM++ and 62 for SADAJEM (an input-gradient backward counts 1, a full one 2):
 adversarial images two at a time, each step with two forwards of x_adv and one of x; the energy term
 forwards x_p and x_adv once more; Gaussians are drawn image by image; PYLD walks its inner steps.
-Lean: 43 and 39, every forward once, one adversarial batch, one product per class of Gaussians.
+Lean: 43, and for SADAJEM 39 where the p(x) batch is half of the labelled one (55 where they are
+equal): every forward once, one adversarial batch, one product per class of Gaussians.
 """
 
 from __future__ import annotations

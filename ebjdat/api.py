@@ -81,7 +81,7 @@ class Classifier(EnergyModel):
             described.recipe,
             start,
             total,
-            steps or described.chain_steps,
+            described.chain_steps if steps is None else steps,
             _on(device, generator),
             None if labels is None else labels.to(device),
         )

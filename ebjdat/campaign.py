@@ -184,26 +184,35 @@ def environment_of(root: Path) -> dict[str, str]:
 
 
 def pending(row: Row, folder: Path) -> list[list[str]]:
-    """The commands whose result is not there yet with today's identity.
+    """The commands whose result is not there yet with today's identity, or is about other weights than are there.
 
     The model comes first and what only some stage needs right before that stage, so that a campaign
     that is stopped early has spent its time on the row itself.
     """
     data = data_digest(row.subject.profile)
-    left = []
+    left, retrained = [], False
     for command in row.commands:
         stage = command[0].removeprefix("stages.")
         training = command[0] == row.subject.training_module
         name = "train" if training else stage
         path = row.subject.model_dir / "summary.json" if training else row.subject.results_dir / f"{stage}.json"
-        if _done(folder / path, "identity", row.subject.identity(row.params, name, data)):
+        done = _done(folder / path, "identity", row.subject.identity(row.params, name, data))
+        if done and not training:
+            done = not retrained and _is_about(folder / path, folder / row.subject.model_dir / "best.pt")
+        if done:
             continue
+        retrained |= training
         if stage == "transfer":
             left += _surrogates_left(row, folder, data)
         if stage == "generate" and not _done(folder / _reference(row) / "manifest.json", "data", data):
             left.append([REFERENCE])
         left.append(command)
     return left
+
+
+def _is_about(record: Path, weights: Path) -> bool:
+    """Whether a record names these weights; one whose weights did not travel with it is believed."""
+    return not weights.is_file() or bool(files.read_json(record)["model"] == provenance.file_hash(weights))
 
 
 def _surrogates_left(row: Row, folder: Path, data: str) -> list[list[str]]:
@@ -396,23 +405,32 @@ def log_records(rows: list[Row], root: Path) -> None:
 def take_in(rows: list[Row], root: Path) -> list[str]:
     """Copy models and results of rows over plain parameters to this checkout, where ``dvc commit`` looks for them.
 
-    Rows that change anything but profile, method, variant and baseline stay in the campaign: DVC's outputs are
-    those of params.yaml. What is there already is replaced.
+    Only rows that are done with today's identities. Rows that change anything but profile, method, variant and
+    baseline stay in the campaign: DVC's outputs are those of params.yaml. What is there already is replaced, save
+    report pages, which are in git.
 
     Returns:
         The folders that were copied.
     """
     taken = []
     for row in rows:
-        if set(row.overrides) - {"profile", *SHARED_KEYS}:
+        if set(row.overrides) - {"profile", *SHARED_KEYS} or pending(row, root / row.name):
             continue
         shared = root / "shared" / row.group
         wanted = [row.subject.model_dir, row.subject.results_dir, _reference(row)]
         wanted += [surrogate.surrogate_dir for surrogate in row.subject.surrogates(row.params)]
         for folder in wanted:
             if (shared / folder).is_dir() and not (shared / folder).is_symlink() and str(folder) not in taken:
-                if folder.is_dir():
-                    shutil.rmtree(folder)
-                shutil.copytree(shared / folder, folder)
+                _replace(shared / folder, folder)
                 taken.append(str(folder))
     return taken
+
+
+def _replace(source: Path, folder: Path) -> None:
+    """Make ``folder`` a copy of ``source``; its report page stays."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "report.html":
+            path.unlink()
+    shutil.copytree(source, folder, dirs_exist_ok=True)

@@ -40,23 +40,28 @@ def export(
         params: today's parameters; None: ``params.yaml``.
 
     Raises:
-        UserError: the model or its description is missing or damaged, or the Gaussians are not those
-            that it was trained with.
+        UserError: the model or its description is missing or damaged, the Gaussians are not those that
+            it was trained with, or today's parameters, data or code are not, so that the card would lie.
     """
     source, folder = Path(source), Path(folder)
     model = load(source)
     described = model.description
     if described is None:
         raise UserError(f"{source} has no model.json: train the model again with this version")
+    params = dataclasses.replace(params or load_params(), profile=described.profile)
+    numbers = numbers or load_numbers(params)
+    subject = Subject(described.profile, described.method, described.variant, described.seed)
+    if described.identity != subject.identity(params, "train", described.data):
+        raise UserError(
+            f"{source} was trained with parameters or code other than today's, which the model card would name: train "
+            "it again, or check out the commit that it was trained at"
+        )
     architecture = Architecture(**read_payload(source / "best.pt")["architecture"])
     if described.gaussians is not None:
         files.write_text(folder / CARD, "")  # makes the folder, or says why not
         shutil.copyfile(model.gaussians_file(), folder / GAUSSIANS)
         described = dataclasses.replace(described, gaussians=GAUSSIANS)
     exported.write(folder, model.network, architecture, described)
-    params = dataclasses.replace(params or load_params(), profile=described.profile)
-    numbers = numbers or load_numbers(params)
-    subject = Subject(described.profile, described.method, described.variant, described.seed)
     files.write_text(folder / CARD, card(numbers, subject, provenance.file_hash(source / "best.pt")))
     return folder
 

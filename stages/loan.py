@@ -12,11 +12,13 @@ import signal
 import time
 from pathlib import Path
 
-from ebjdat import command, packages, packing
+from ebjdat import command, files, packages, packing
 from ebjdat.errors import UserError
 
-PACKING_MINUTES = 0.5
-"""Kept back from the time for packing results."""
+PACKING_MINUTES = 1.5
+"""Kept back from the time: a command may take a minute to write its checkpoint, then results are packed."""
+UNPACKED = "unpacked"
+"""Written into the unpacked inputs last: without it they are unpacked again."""
 
 
 def main() -> None:
@@ -56,13 +58,15 @@ def main() -> None:
 
 def _arrived(inputs: Path, root: Path) -> bool:
     """Unpack the inputs once; False while pieces are still to come, which are named."""
-    if (root / "inputs").is_dir():
+    mark = root / "inputs" / UNPACKED
+    if mark.is_file():
         return True
     lacking = packing.missing(inputs)
     if lacking:
         print(f"{inputs}: still to come: {', '.join(lacking)}")
         return False
     packing.unpack(inputs, root / "inputs")
+    files.write_text(mark, "")
     return True
 
 

@@ -13,7 +13,7 @@ from stages.arguments import from_arguments
 def main() -> None:
     """Decide from the model's records, write the verdicts, and say which indicator failed."""
     params, subject = from_arguments(__doc__)
-    found = [records.read_record(records.record_path(subject, stage)) for stage in MASKING_INPUTS]
+    found = [records.read_todays(subject, params, stage) for stage in MASKING_INPUTS]
     rates = {name: rate for record in reversed(found) for name, rate in records.rates_of(record).items()}
     values = {name: value for record in found for name, value in record["values"].items()}
     result = masking.evaluate(rates, values, tuple(PROTOCOLS))

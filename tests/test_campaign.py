@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ebjdat import campaign, files, provenance
 from ebjdat.campaign import Campaign, pending, prepare_workspace, read_study, take_in, visible_gpus
 from ebjdat.errors import UserError
 from ebjdat.provenance import ROOT
@@ -173,8 +174,31 @@ def test_only_rows_over_plain_parameters_are_taken_in(study: Path, tmp_path: Pat
         folder = prepare_workspace(row, tmp_path / "runs") / row.subject.results_dir
         folder.mkdir(parents=True)
         (folder / "clean.json").touch()
-    assert take_in([plain, rows[2]], tmp_path / "runs") == ["results/digits/pgd_at"]
-    assert Path("results/digits/pgd_at/clean.json").is_file() and not Path("results/digits/ebjdat-jempp").exists()
+    files.write_text(Path("results/digits/pgd_at/report.html"), "page")
+    files.write_text(Path("results/digits/pgd_at/old.json"), "{}")
+    unfinished = [["stages.clean"]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(campaign, "pending", lambda row, folder: unfinished)
+        assert take_in([plain, rows[2]], tmp_path / "runs") == []
+        unfinished.clear()
+        assert take_in([plain, rows[2]], tmp_path / "runs") == ["results/digits/pgd_at"]
+    assert {path.name for path in Path("results/digits/pgd_at").iterdir()} == {"clean.json", "report.html"}
+    assert not Path("results/digits/ebjdat-jempp").exists()
+
+
+def test_an_evaluation_of_other_weights_is_run_again(study: Path, tmp_path: Path) -> None:
+    row = read_study(study, stages=["clean"])[2]
+    folder = prepare_workspace(row, tmp_path / "runs")
+    data = campaign.data_digest(row.subject.profile)
+    weights = folder / row.subject.model_dir / "best.pt"
+    files.write_text(weights, "weights")
+    summary = {"identity": row.subject.identity(row.params, "train", data)}
+    files.write_json(folder / row.subject.model_dir / "summary.json", summary)
+    record = {"identity": row.subject.identity(row.params, "clean", data), "model": provenance.file_hash(weights)}
+    files.write_json(folder / row.subject.results_dir / "clean.json", record)
+    assert pending(row, folder) == []
+    files.write_text(weights, "other weights")
+    assert pending(row, folder) == [["stages.clean", *row.arguments]]
 
 
 def test_no_command_starts_after_the_time_is_up(study: Path, tmp_path: Path) -> None:

@@ -158,6 +158,7 @@ def test_alone_a_process_has_all_of_the_batch_and_nothing_to_gather() -> None:
 
 def test_the_page_on_scaling_shows_what_was_measured() -> None:
     page = devices.PAGE.read_text(encoding="utf-8")
+    assert {"devices-accuracy.json", "devices-time.json"} <= {path.name for path in devices.RESULTS.iterdir()}
     assert devices.filled(page) == page, "run `python -m benchmarks.devices page`"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+import shutil
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ebjdat import files
+from ebjdat import files, provenance
 from ebjdat.config import Params
 from ebjdat.errors import UserError
 from ebjdat.reporting import figures, html, report
@@ -20,8 +21,17 @@ from ebjdat.reporting.figures import Curve, Point
 from ebjdat.reporting.html import Figure, Section
 from ebjdat.reporting.layout import Column, Entry, Row, Table
 from ebjdat.reporting.lookup import Numbers
-from ebjdat.subject import Subject
-from tests.synthetic import clean_environment, numbers_of, params_of_repository, records_of
+from ebjdat.reporting.records import build_record
+from ebjdat.subject import Subject, data_digest
+from tests.synthetic import (
+    clean_environment,
+    code,
+    numbers_of,
+    params_of_repository,
+    prepare_workspace,
+    records_of,
+    results,
+)
 
 VOID = {"meta", "img", "br", "hr", "input", "link"}
 PARAMS = params_of_repository()
@@ -61,7 +71,7 @@ class Page(HTMLParser):
 
 
 def write_files(subject: Subject) -> None:
-    """What the stages leave beside the records."""
+    """What training and the stage ``clean`` leave beside the records."""
     random = np.random.default_rng(0)
     labels = np.arange(80) % 10
     arrays = {f"{kind}/energy": random.normal(-6, 1, 80) for kind in report.KINDS}
@@ -75,6 +85,9 @@ def write_files(subject: Subject) -> None:
         address = figures.mosaic(images.reshape(4, 5, 1, 8, 8), list("abcd"), list("12345"))
         assert address.startswith("data:image/png;base64,")
         (subject.results_dir / name).write_bytes(b"\x89PNG")
+    prepare_workspace([subject])
+    trained = subject.identity(PARAMS, "train", data_digest(subject.profile), code)
+    files.write_json(subject.model_dir / "summary.json", {"identity": trained})
     rows = [{"epoch": n, "val_clean": 0.9, "val_robust": 0.5, "loss": 1.0 / n, "energy_clean": -n} for n in (1, 2, 3)]
     files.write_text(
         subject.model_dir / "history.jsonl", "".join(files.json_text(r).replace("\n", "") + "\n" for r in rows)
@@ -88,8 +101,12 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Numbers]:
         clean_environment(patch, folder)
         models = [OURS, dataclasses.replace(OURS, seed=1), Subject("digits", "pgd_at", None, 0)]
         models.append(Subject("digits", "external-cnn", None, 0, "abc"))
-        records = [record for subject in models for record in records_of(PARAMS, subject)]
         write_files(OURS)
+        found = results(OURS, 0.6)
+        arrays = provenance.file_hash(OURS.results_dir / "clean.npz")
+        own = [build_record(OURS, PARAMS, s, found[s], arrays if s == "clean" else None, code) for s in found]
+        files.write_json(OURS.results_dir / "generate.json", next(r for r in own if r["stage"] == "generate"))
+        records = own + [record for subject in models[1:] for record in records_of(PARAMS, subject)]
         return folder, numbers_of(PARAMS, [r for r in records if r["variant"] or r["stage"] != "generate"])
 
 
@@ -167,6 +184,24 @@ def test_an_experiment_shows_everything_that_it_has(numbers: Numbers) -> None:
     assert f"{100 * cell.value:.1f}" in words
 
 
+@pytest.mark.parametrize("changed", ["clean.npz", "generate.json", "summary.json"])
+def test_files_of_another_run_are_not_shown_beside_the_records(
+    changed: str, workspace: tuple[Path, Numbers], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder, numbers = workspace
+    clean_environment(monkeypatch, Path(shutil.copytree(folder, tmp_path / "copy")))
+    if changed == "clean.npz":
+        files.write_npz(OURS.results_dir / changed, {"label": np.zeros(3)})
+    elif changed == "generate.json":
+        [other] = [r for r in records_of(PARAMS, dataclasses.replace(OURS, seed=7)) if r["stage"] == "generate"]
+        files.write_json(OURS.results_dir / changed, other)
+    else:
+        files.write_json(OURS.model_dir / changed, {"identity": "another"})
+    lost = len(Page(report.experiment(numbers, OURS)).all("figure"))
+    monkeypatch.chdir(folder)
+    assert lost < len(Page(report.experiment(numbers, OURS)).all("figure"))
+
+
 def test_what_an_experiment_lacks_is_said(numbers: Numbers) -> None:
     text = report.experiment(numbers_of(PARAMS, []), Subject("digits", "base", "sadajem", 0))
     assert text.count("Not here: the stage") >= 5 and "No record answers for this model" in text
@@ -216,8 +251,16 @@ def test_damaged_arrays_are_named(tmp_path: Path) -> None:
     path = tmp_path / "clean.npz"
     path.write_bytes(b"PK\x03\x04 and nothing")
     with pytest.raises(UserError, match=r"clean\.npz is damaged"):
-        report.read_arrays(path)
-    assert report.read_arrays(tmp_path / "none.npz") == {}
+        report.read_arrays(path, {"arrays": provenance.file_hash(path)})
+    assert report.read_arrays(tmp_path / "none.npz", {"arrays": "0"}) == {}
+
+
+def test_arrays_of_another_run_are_not_shown(tmp_path: Path) -> None:
+    path = tmp_path / "clean.npz"
+    files.write_npz(path, {"label": np.zeros(3)})
+    assert set(report.read_arrays(path, {"arrays": provenance.file_hash(path)})) == {"label"}
+    assert report.read_arrays(path, {"arrays": "of another run"}) == {}
+    assert report.read_arrays(path, None) == {}
 
 
 def test_the_stage_writes_both_pages(numbers: Numbers) -> None:

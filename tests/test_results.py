@@ -16,7 +16,7 @@ import pytest
 
 from ebjdat.config import load_params
 from ebjdat.provenance import ROOT
-from ebjdat.reporting import claims, readme, tables
+from ebjdat.reporting import claims, lookup, readme, report, tables
 
 
 @pytest.fixture(autouse=True)
@@ -46,8 +46,14 @@ def test_the_claims_show_what_the_ledger_gives() -> None:
     assert claims.check_claims_match_records(load_params()) == []
 
 
-def test_the_readme_shows_what_the_ledger_gives() -> None:
-    assert readme.check_page_matches_records(Path("README.md"), load_params())
+@pytest.mark.parametrize("page", ["README.md", "docs/digits.md"])
+def test_a_page_shows_what_the_ledger_gives(page: str) -> None:
+    assert readme.check_page_matches_records(Path(page), load_params())
+
+
+def test_the_comparison_page_shows_what_the_ledger_gives() -> None:
+    params = load_params()
+    assert report.check_comparison_matches_records(params, lookup.load_numbers(params)) == []
 
 
 def test_an_edit_by_hand_is_noticed() -> None:

@@ -258,7 +258,9 @@ def cells_of_line(line: str) -> int:
 
 def test_cells_of_unequal_n_are_warned_about() -> None:
     assert _counts({"clean": {397}}) == "397 test images"
-    assert _counts({"clean": {397}, "autoattack": {64}}) == "397 (clean), 64 (autoattack) test images"
+    assert _counts({"clean": {397}, "autoattack": {64}}) == (
+        "397 (clean), 64 (autoattack) test images; cells of unequal n are not about the same images"
+    )
     assert _counts({"clean": {64, 397}}).startswith("64 to 397, UNEQUAL (clean) test images; cells of unequal n")
     known = records()
     generated = next(record for record in known if record["stage"] == "generate")

@@ -66,16 +66,14 @@ def caption(
 
 
 def _counts(by_stage: Mapping[str, set[int]]) -> str:
-    """Test images behind the cells, per stage where stages differ, with a warning where cells of one stage do."""
+    """Test images behind the cells; where they differ, per stage and with a warning (each stage takes the first n)."""
     if len(set.union(*by_stage.values())) == 1:
         return f"{next(iter(by_stage.values())).copy().pop()} test images"
     parts = []
     for stage, counts in by_stage.items():
         span = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}, UNEQUAL"
         parts.append(f"{span} ({stage})")
-    unequal = any(len(counts) > 1 for counts in by_stage.values())
-    warning = "; cells of unequal n are not about the same images" if unequal else ""
-    return f"{', '.join(parts)} test images{warning}"
+    return f"{', '.join(parts)} test images; cells of unequal n are not about the same images"
 
 
 def _describe(protocol: Protocol, nominal: float) -> str:

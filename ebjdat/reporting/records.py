@@ -220,6 +220,21 @@ def read_record(path: Path) -> Record:
     return validate(files.read_json(path), str(path))
 
 
+def read_todays(subject: Subject, params: Params, stage: str, hash_of: HashOf = provenance.closure_hash) -> Record:
+    """The record of a stage if it answers today's question about today's model.
+
+    Raises:
+        UserError: it is missing or damaged, of other parameters, data or code, or of other weights than best.pt.
+    """
+    path = record_path(subject, stage)
+    record = read_record(path)
+    if record["identity"] != subject.identity(params, stage, data_digest(subject.profile), hash_of):
+        raise UserError(f"{path} is stale (other parameters, data or code); run the stage {stage} again")
+    if record["model"] != provenance.file_hash(subject.model_dir / "best.pt"):
+        raise UserError(f"{path} is about other weights than {subject.model_dir}/best.pt; run the stage {stage} again")
+    return record
+
+
 def read_side(path: Path) -> dict[str, Any]:
     """The side file of the record at ``path``; empty when there is none."""
     side = side_path(path)

@@ -31,6 +31,12 @@ def register(subject: Subject, folder: Path, alias: str) -> tuple[str, str]:
     model = load(folder)
     if model.description is None:
         raise UserError(f"{folder} has no model.json: train the model again with this version")
+    found = (model.description.profile, model.description.name, model.description.seed)
+    if found != (subject.profile, subject.name, subject.seed):
+        raise UserError(
+            f"{folder} holds {found[1]} of profile {found[0]} with seed {found[2]}, not {subject.run_name}: run "
+            "`dvc repro` for the model of params.yaml first"
+        )
     try:
         store = tracking.Store.open(subject.profile)
         run = store.parent(subject, model.description.identity, {})

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ebjdat import files
+from ebjdat import files, provenance
 from ebjdat.config import Params
 from ebjdat.errors import UserError
 from ebjdat.protocols import PROTOCOLS, as_fraction
@@ -26,7 +26,7 @@ from ebjdat.reporting.html import Figure, Section
 from ebjdat.reporting.layout import EMPTY, Column, Entry, Row, Table
 from ebjdat.reporting.lookup import Cell, Numbers, show_percent, show_value, with_recorded_code
 from ebjdat.reporting.plots import radius_curve
-from ebjdat.reporting.records import Record, rates_of, record_path
+from ebjdat.reporting.records import Record, arrays_path, rates_of, read_record, record_path
 from ebjdat.reporting.tables import generation_names, pages
 from ebjdat.subject import EVALUATIONS, Subject
 
@@ -59,14 +59,14 @@ def scope(numbers: Numbers) -> str:
 def experiment(numbers: Numbers, subject: Subject) -> str:
     """The page of one model: its seed's records, its files, and what was published."""
     found = {stage: record for stage in EVALUATIONS if (record := numbers.record(subject, stage)) is not None}
-    arrays = read_arrays(record_path(subject, "clean").with_suffix(".npz"))
+    arrays = read_arrays(arrays_path(record_path(subject, "clean")), found.get("clean"))
     sections = [
         _headline(numbers, subject),
         _radii(numbers, subject),
         _energies(numbers, subject, arrays),
-        *([] if subject.is_baseline else [_samples(numbers, subject)]),
+        *([] if subject.is_baseline else [_samples(numbers, subject, found.get("generate"))]),
         _adversarial(numbers, subject, arrays),
-        _training(subject),
+        _training(subject, found),
         _classes(found, arrays),
         _masking(numbers, subject),
         _claims(numbers, subject),
@@ -138,13 +138,13 @@ def _checked(text: str) -> str:
     return text
 
 
-def read_arrays(path: Path) -> Arrays:
-    """The arrays of a record; none without the file.
+def read_arrays(path: Path, record: Record | None) -> Arrays:
+    """The arrays of a record; none where the file is not here, or is that of another run.
 
     Raises:
         UserError: the file is damaged.
     """
-    if not path.is_file():
+    if record is None or not path.is_file() or provenance.file_hash(path) != record["arrays"]:
         return {}
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -263,7 +263,13 @@ def _energies(numbers: Numbers, subject: Subject, arrays: Arrays) -> Section:
     return Section("energies", "Energies", _or_missing([*kinds, *rows], text, "clean"), drawn, [own] if rows else [])
 
 
-def _samples(numbers: Numbers, subject: Subject) -> Section:
+def _is_here(subject: Subject, record: Record | None) -> bool:
+    """Whether the workspace's files of a stage are those of the ledger's record."""
+    path = None if record is None else record_path(subject, record["stage"])
+    return path is not None and path.is_file() and read_record(path)["content"] == record["content"]  # type: ignore[index]
+
+
+def _samples(numbers: Numbers, subject: Subject, record: Record | None) -> Section:
     """The pictures that the stage generate drew."""
     shown = {
         "samples.png": (
@@ -278,7 +284,7 @@ def _samples(numbers: Numbers, subject: Subject) -> Section:
     drawn = [
         Figure(alt, caption, address=figures.data_address((subject.results_dir / name).read_bytes()))
         for name, (alt, caption) in shown.items()
-        if (subject.results_dir / name).is_file()
+        if _is_here(subject, record) and (subject.results_dir / name).is_file()
     ]
     recipe = subject.recipe(numbers.params)
     start = "" if recipe is None else f"Chains start from the variant's own initialisation ({recipe.chain_start})."
@@ -318,9 +324,12 @@ def _adversarial(numbers: Numbers, subject: Subject, arrays: Arrays) -> Section:
     return Section("adversarial", title, (text,), drawn)
 
 
-def _training(subject: Subject) -> Section:
-    """Curves of the history that training left."""
-    rows = ledger.read_history(subject.model_dir)
+def _training(subject: Subject, found: Mapping[str, Record]) -> Section:
+    """Curves of the history that the training of these records left."""
+    summary = subject.model_dir / "summary.json"
+    trained = files.read_json(summary)["identity"] if summary.is_file() else None
+    own = any(record["training"] == trained for record in found.values())
+    rows = ledger.read_history(subject.model_dir) if own else []
     drawn = []
 
     def add(name: str, wanted: Mapping[str, str], y_label: str, caption: str, percent: bool) -> None:
@@ -341,8 +350,8 @@ def _training(subject: Subject) -> Section:
     add("loss", losses, "loss", "The whole loss and its terms.", False)
     energies = {f"energy_{kind}": kind for kind in ("data", "clean", "adversarial", "generated")}
     add("energy", energies, "mean E(x) (nats)", "Training energies that stay together are healthy.", False)
-    events = [row for row in rows if row.get("event")]
-    text = f"{len(rows)} epochs" + (f", {len(events)} rollbacks." if events else ".")
+    rollbacks = rows[-1].get("rollbacks", 0) if rows else 0
+    text = f"{len(rows)} epochs" + (f", {rollbacks} rollbacks." if rollbacks else ".")
     return Section("training", "Training", _or_missing(rows, text, subject.training_module.split(".")[1]), drawn)
 
 
