@@ -337,7 +337,7 @@ def test_tables_match_the_ledger_until_a_digit_is_typed_by_hand() -> None:
 
 def test_a_page_shows_the_tables_of_its_places_and_an_edited_digit_is_found(workspace: Path) -> None:
     numbers, page = repository_of_tables(), workspace / "README.md"
-    files.write_text(page, "# Title\n<!-- table: tradeoff-standard -->\nold\n<!-- end -->\nBelow\n")
+    files.write_text(page, "# Title\n<!-- table: digits/tradeoff-standard -->\nold\n<!-- end -->\nBelow\n")
     assert not readme.check_page_matches_records(page, PARAMS)
     readme.fill_page(page, numbers)
     assert readme.check_page_matches_records(page, PARAMS)
@@ -347,6 +347,17 @@ def test_a_page_shows_the_tables_of_its_places_and_an_edited_digit_is_found(work
     assert not readme.check_page_matches_records(page, PARAMS)
     with pytest.raises(UserError, match="no table 'nothing'"):
         readme.fill("<!-- table: nothing -->\n<!-- end -->", {})
+
+
+def test_places_of_another_profile_stay_as_they_are_and_a_page_without_one_of_ours_is_refused(workspace: Path) -> None:
+    numbers, page = repository_of_tables(), workspace / "page.md"
+    other = "<!-- table: cifar10/seeds -->\ntheirs\n<!-- end -->\n"
+    files.write_text(page, f"{other}<!-- table: digits/seeds -->\nold\n<!-- end -->\n")
+    readme.fill_page(page, numbers)
+    assert page.read_text().startswith(other) and "old" not in page.read_text()
+    files.write_text(page, other)
+    with pytest.raises(UserError, match="no place for a table of profile digits"):
+        readme.fill_page(page, numbers)
 
 
 def test_the_same_ledger_gives_the_same_bytes() -> None:

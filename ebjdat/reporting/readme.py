@@ -1,7 +1,8 @@
 """Tables inside hand-written pages: the README shows results, and no digit in them is typed.
 
-A page marks a place with ``<!-- table: tradeoff-standard -->`` and ``<!-- end -->``; the table of
-that label, as in :func:`ebjdat.reporting.tables.pages`, fills it.
+A page marks a place with ``<!-- table: digits/tradeoff-standard -->`` and ``<!-- end -->``: a profile and
+the label of one of its tables, as in :func:`ebjdat.reporting.tables.pages`. One page may show several
+profiles; each is filled from its own ledger.
 """
 
 from __future__ import annotations
@@ -17,21 +18,24 @@ from ebjdat.reporting.layout import Table, markdown_table
 from ebjdat.reporting.lookup import Numbers, load_numbers, with_recorded_code
 from ebjdat.reporting.tables import pages
 
-_PLACE = re.compile(r"(<!-- table: ([a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_PLACE = re.compile(r"(<!-- table: ([a-z0-9/-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def fill(text: str, tables: Mapping[str, Table]) -> str:
-    """The page with every marked place filled.
+def fill(text: str, tables: Mapping[str, Table], within: str = "") -> str:
+    """The page with its marked places filled.
 
     Args:
         text: Markdown.
-        tables: by label.
+        tables: by the name that places use.
+        within: how names of the places to fill begin; other places stay as they are.
 
     Raises:
         UserError: a place names an unknown table.
     """
 
     def body(match: re.Match[str]) -> str:
+        if not match[2].startswith(within):
+            return match[0]
         if match[2] not in tables:
             raise UserError(f"no table {match[2]!r}; known: {', '.join(sorted(tables))}")
         return f"{match[1]}{markdown_table(tables[match[2]])}{match[3]}"
@@ -40,15 +44,22 @@ def fill(text: str, tables: Mapping[str, Table]) -> str:
 
 
 def fill_page(path: Path, numbers: Numbers) -> None:
-    """Fill the marked places of a file."""
-    files.write_text(path, fill(path.read_text(encoding="utf-8"), _by_label(numbers)))
+    """Fill the places of a file that are marked for the profile of these numbers.
+
+    Raises:
+        UserError: there is none, or one names an unknown table.
+    """
+    text, profile = path.read_text(encoding="utf-8"), numbers.params.profile
+    if f"<!-- table: {profile}/" not in text:
+        raise UserError(f"{path} has no place for a table of profile {profile}: <!-- table: {profile}/LABEL -->")
+    files.write_text(path, fill(text, _by_name(numbers), f"{profile}/"))
 
 
 def check_page_matches_records(path: Path, params: Params) -> bool:
     """Whether a page shows what the committed ledger gives (see ``check_tables_match_records``)."""
     text = path.read_text(encoding="utf-8")
-    return fill(text, _by_label(with_recorded_code(load_numbers(params)))) == text
+    return fill(text, _by_name(with_recorded_code(load_numbers(params))), f"{params.profile}/") == text
 
 
-def _by_label(numbers: Numbers) -> dict[str, Table]:
-    return {table.label: table for found in pages(numbers).values() for table in found}
+def _by_name(numbers: Numbers) -> dict[str, Table]:
+    return {f"{numbers.params.profile}/{table.label}": table for found in pages(numbers).values() for table in found}
