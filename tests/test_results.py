@@ -40,6 +40,7 @@ def test_tables_and_page_of_the_small_cifar_show_what_their_ledger_gives() -> No
     params = dataclasses.replace(load_params(), profile="cifar10-cpu")
     assert tables.check_tables_match_records(params) == []
     assert readme.check_page_matches_records(Path("docs/cifar10-cpu.md"), params)
+    assert report.check_comparison_matches_records(params, lookup.load_numbers(params)) == []
 
 
 def test_the_claims_show_what_the_ledger_gives() -> None:
