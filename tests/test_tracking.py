@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import sqlite3
 import subprocess
@@ -213,6 +214,20 @@ def test_a_large_record_is_cut_into_tags_that_the_database_takes(store: tracking
     assert max(map(len, tags.values())) <= 5000
     run = store.child(store.parent(SUBJECT, "t", {}).info.run_id, "large", tags)
     assert {k: v for k, v in store.client.get_run(run).data.tags.items() if k.startswith("record.")} == tags
+
+
+def test_the_run_of_a_model_shows_the_headline_of_its_evaluations_and_what_was_measured_here_wins(
+    store: tracking.Store,
+) -> None:
+    record = write_records(PARAMS, SUBJECT, stages=["clean"])[0]
+    wanted = runs.flatten(record)["standard/clean"]
+    other = copy.deepcopy(record)
+    other["rates"]["standard/clean"] |= {"correct": 0}
+    for answer, origin in ((other, "ledger"), (record, "run"), (other, "ledger")):
+        runs.log_record(store, answer, origin=origin)
+    run = store.parent(SUBJECT, record["training"], {})
+    assert run.data.metrics["headline/clean_accuracy"] == wanted > 0
+    assert tracking.curve_names(run) == [] and tracking.last_step(store, run) == -1, "a headline is no curve"
 
 
 def test_a_restored_model_gets_its_curve_from_its_history(store: tracking.Store) -> None:

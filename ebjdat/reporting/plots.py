@@ -12,10 +12,9 @@ import numpy as np
 
 from ebjdat import files
 from ebjdat.protocols import PROTOCOLS
-from ebjdat.reporting import ledger
+from ebjdat.reporting import ledger, runs
 from ebjdat.reporting.comparisons import ENERGY_KINDS
 from ebjdat.reporting.lookup import Numbers
-from ebjdat.reporting.tables import generation_names
 from ebjdat.subject import Subject
 
 METRICS_PATH = Path("results") / "metrics.json"
@@ -25,26 +24,13 @@ _BINS = 40
 
 def headline(numbers: Numbers) -> dict[str, float]:
     """At most ten numbers of the current model; what was not run is left out."""
-    distance = generation_names(numbers)[0]
-    wanted = {
-        "clean_accuracy": ("clean", "standard/clean"),
-        "pgd20_accuracy": ("clean", "standard/pgd-20"),
-        "pgd20_accuracy_last_checkpoint": ("clean", "standard/pgd-20-last"),
-        "autoattack_accuracy": ("autoattack", "standard/autoattack"),
-        "autoattack_accuracy_released": ("autoattack", "released/union"),
-        "transfer_accuracy_worst": ("transfer", "standard/transfer/worst"),
-        "frechet_distance_samples": ("generate", f"generation/{distance}"),
-        "frechet_distance_start": ("generate", f"generation/start-{distance}"),
-        "energy_overlap": ("clean", "energy/overlap-all"),
-        "masking_passed": ("masking", "masking/passed"),
-    }
     subject = Subject.current(numbers.params)
-    found = {}
-    for name, (stage, metric) in wanted.items():
+    found: dict[str, float] = {}
+    for stage in {stage: None for stage, _ in runs.HEADLINE.values()}:
         record = numbers.record(subject, stage)
-        if record is not None and metric in numbers.metrics(record):
-            found[name] = numbers.metrics(record)[metric]
-    return found
+        if record is not None:
+            found |= runs.headline(record, numbers.metrics(record))
+    return {name: found[name] for name in runs.HEADLINE if name in found}
 
 
 def radius_curve(

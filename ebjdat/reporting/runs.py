@@ -29,6 +29,20 @@ _SIDE_TAGS = ("finished", "seconds", "host", "device", "peak_memory", "peak_devi
 ORIGINS = ("run", "workspace", "ledger")
 """Where a logged record came from: a run just finished here, a restored file here, the committed ledger."""
 
+HEADLINE = {
+    "clean_accuracy": ("clean", "standard/clean"),
+    "pgd20_accuracy": ("clean", "standard/pgd-20"),
+    "pgd20_accuracy_last_checkpoint": ("clean", "standard/pgd-20-last"),
+    "autoattack_accuracy": ("autoattack", "standard/autoattack"),
+    "autoattack_accuracy_released": ("autoattack", "released/union"),
+    "transfer_accuracy_worst": ("transfer", "standard/transfer/worst"),
+    "frechet_distance_samples": ("generate", "generation/{distance}"),
+    "frechet_distance_start": ("generate", "generation/start-{distance}"),
+    "energy_overlap": ("clean", "energy/overlap-all"),
+    "masking_passed": ("masking", "masking/passed"),
+}
+"""The numbers that models are compared by, by name: stage and metric; ``{distance}`` depends on the features."""
+
 
 @dataclass(frozen=True)
 class Logged:
@@ -71,6 +85,7 @@ def log_record(
     training = {name: value for name, value in record["params"].items() if name != "evaluation"}
     parent = store.parent(subject, record["training"], training)
     _complete_parent(store, parent, history)
+    _show_headline(store, parent, record, origin)
     run = store.child(parent.info.run_id, f"{subject.run_name} {record['stage']}", _tags(record, origin, side or {}))
     moment = time.time_ns() // 1_000_000
     store.log(run, points=[(0, moment, flatten(record))], params=tracking.flat_params(record["params"]))
@@ -118,6 +133,24 @@ def _complete_parent(store: tracking.Store, parent: Any, history: Sequence[Mappi
             for place, row in enumerate(history)
         ]
         tracking.log_curve(store, parent, points)
+
+
+def headline(record: Record, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Those of :data:`HEADLINE` that a record answers, in their order; ``metrics`` are the record's by key."""
+    distance = record["settings"]["features"]["metric"] if record["stage"] == "generate" else ""
+    found = {
+        name: metric.format(distance=distance) for name, (stage, metric) in HEADLINE.items() if stage == record["stage"]
+    }
+    return {name: metrics[metric] for name, metric in found.items() if metric in metrics}
+
+
+def _show_headline(store: tracking.Store, parent: Any, record: Record, origin: str) -> None:
+    """The headline beside the model's curves; what was measured here wins over what came with the ledger."""
+    found = {f"{tracking.HEADLINE}{name}": value for name, value in headline(record, flatten(record)).items()}
+    if origin == "ledger":
+        found = {name: value for name, value in found.items() if name not in parent.data.metrics}
+    if found:
+        store.log(parent.info.run_id, points=[(0, time.time_ns() // 1_000_000, found)])
 
 
 def _tags(record: Record, origin: str, side: Mapping[str, Any]) -> dict[str, str]:

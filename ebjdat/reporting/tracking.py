@@ -36,6 +36,8 @@ _PARAMS_PER_CALL, _METRICS_PER_CALL, _TAGS_PER_CALL = 100, 1000, 100
 _SQLITE = "sqlite:///"
 SYSTEM = "system/"
 """Start of the metric keys that MLflow shows as system metrics."""
+HEADLINE = "headline/"
+"""Start of the metric keys of a model's run that repeat the headline of its evaluations, for comparisons."""
 NOTE = "mlflow.note.content"
 """Tag whose Markdown MLflow shows as description."""
 TAG_LENGTH = 5000
@@ -44,8 +46,9 @@ TAG_LENGTH = 5000
 
 _ABOUT = (
     "Runs of the profile {profile} of an EB-JDAT reproduction. One run per trained model, named method-variant-seed, "
-    "with its training curves; nested below it one run per evaluation stage. To compare two variants, select their "
-    "runs and press Compare. Protocols `standard` and `released` are never mixed."
+    "with its training curves and its headline; nested below it one run per evaluation stage. To compare two variants, "
+    "choose Model training at the top left, tick their runs and press Compare. Protocols `standard` and `released` "
+    "are never mixed."
 )
 
 
@@ -121,6 +124,9 @@ class Store:
             if found:
                 return found[0]
             tags = subject_tags(subject) | {"stage": "train", "identity": training, NOTE: describe_model(subject)}
+            reading = params.get("recipe", {}).get("reading")
+            if reading is not None:
+                tags["reading"] = reading
             run = self.client.create_run(self.experiment, run_name=subject.run_name, tags=tags)
             self._log(run.info.run_id, params=flat_params(params))
             return run
@@ -357,8 +363,8 @@ def last_step(store: Store, run: Any) -> int:
 
 
 def curve_names(run: Any) -> list[str]:
-    """Names of a run's training curves, sorted; what MLflow measures of the machine is none."""
-    return sorted(name for name in run.data.metrics if not name.startswith(SYSTEM))
+    """Names of a run's training curves, sorted; neither the machine's load nor a headline is one."""
+    return sorted(name for name in run.data.metrics if not name.startswith((SYSTEM, HEADLINE)))
 
 
 class Machine:
