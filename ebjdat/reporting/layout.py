@@ -1,4 +1,4 @@
-"""Tables as data, and the same table as Markdown and as LaTeX (booktabs, nothing else)."""
+"""Tables as data, and the same table as Markdown and as LaTeX (booktabs, graphicx)."""
 
 from __future__ import annotations
 
@@ -86,9 +86,14 @@ def _pipe(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
+_PACKAGES = "\\usepackage{booktabs,graphicx}"
+
+
 def latex(tables: Sequence[Table]) -> str:
-    """The tables as floats for a document with ``\\usepackage{booktabs}``."""
-    return f"% {MARK}\n" + "\n".join(_latex_table(table) for table in tables)
+    """The tables as floats for a document with ``\\usepackage{booktabs,graphicx}``."""
+    return f"% {MARK}\n% Needs {_PACKAGES}; a table wider than the line is scaled down.\n" + "\n".join(
+        _latex_table(table) for table in tables
+    )
 
 
 def _latex_table(table: Table) -> str:
@@ -102,6 +107,7 @@ def _latex_table(table: Table) -> str:
         "\\setlength{\\belowcaptionskip}{4pt}",
         f"\\caption{{{escape(title)}. {escape(table.caption)}}}",
         f"\\label{{tab:{table.label}}}",
+        "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",
         f"\\begin{{tabular}}{{l{'c' * len(table.columns)}}}",
         "\\toprule",
         *_latex_groups(table),
@@ -110,7 +116,7 @@ def _latex_table(table: Table) -> str:
     ]
     for row in table.rows:
         lines += _latex_rows(row)
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", "\\end{table}"]) + "\n"
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}}", "\\end{table}"]) + "\n"
 
 
 def _latex_groups(table: Table) -> list[str]:
@@ -182,7 +188,7 @@ def document(names: Sequence[str]) -> str:
     """A small document that shows the named .tex files of the same folder."""
     inputs = "\n".join(f"\\input{{{name}}}\n\\clearpage" for name in names)
     return (
-        f"% {MARK}\n\\documentclass[10pt]{{article}}\n\\usepackage{{booktabs}}\n"
+        f"% {MARK}\n\\documentclass[10pt]{{article}}\n{_PACKAGES}\n"
         "\\setlength{\\textwidth}{18cm}\\setlength{\\oddsidemargin}{-1cm}\n"
         "\\setlength{\\textheight}{24cm}\\setlength{\\topmargin}{-1.5cm}\n"
         f"\\begin{{document}}\n{inputs}\n\\end{{document}}\n"
