@@ -29,6 +29,7 @@ $(STAMP): requirements.lock requirements-uv.lock
 repro: env
 	python -m stages.lanes
 	dvc repro
+	@echo "done: open results/<profile>/report.html (digits unless params.yaml says otherwise), results/claims.md"
 
 test: env
 	python -m pytest

@@ -21,7 +21,7 @@ MEASURES = ("validation clean", "validation robust", "clean", "pgd20")
 
 def tables() -> dict[str, Table]:
     """Every table of the page, by label; one without its measurement says so."""
-    found = [policy(), effect(), speed(), growth(), prediction()]
+    found = [policy(), effect(), speed(), evaluation(), growth(), prediction()]
     return {table.label: table for table in found}
 
 
@@ -136,6 +136,21 @@ def speed() -> Table:
 
 def _ratio(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
+
+
+def evaluation() -> Table:
+    """AutoAttack by our stage and by the package called plainly."""
+    found, columns = _read("autoattack.json"), ("package alone, s", "ours, s", "ratio", "images with other flags")
+    caption, rows = "Not measured.", ()
+    if found is not None:
+        caption = (
+            f"{found['model']} on {found['profile']}, {found['images']} test images in slices of {found['slice']}, "
+            f"cascade of version standard, float32, {found['machine']['cores']} cores, {found['package']}. Once."
+        )
+        times = (f"{found['plain_s']:.0f}", f"{found['ours_s']:.0f}", f"{found['ratio']:.2f}")
+        flags = f"{len(found['differing'])} of {found['images']}"
+        rows = (Row("AutoAttack", tuple(map(Entry, (*times, flags)))),)
+    return Table("evaluation", "Evaluation", caption, "", tuple(map(Column, columns)), rows)
 
 
 def growth() -> Table:

@@ -129,6 +129,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Classifier:
         UserError: the file is missing or damaged, or is no model of this project.
     """
     path = Path(path)
+    _check_place(path)
     folder = path if path.is_dir() else path.parent
     described: Description | None
     if (folder / exported.CONFIG).is_file() and path.suffix != ".pt":
@@ -139,6 +140,15 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Classifier:
     model = Classifier(network, described, folder)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.eval().requires_grad_(False)
+
+
+def _check_place(path: Path) -> None:
+    """Refuse what is no model before anything is read from it; damaged checkpoints are found in reading."""
+    if not path.exists():
+        near = ", ".join(sorted(found.parent.as_posix() for found in path.parent.glob("*/best.pt")))
+        raise UserError(f"{path} does not exist; models beside it: {near or 'none'}")
+    if path.is_file() and path.suffix not in (".pt", ".json", ".safetensors"):
+        raise UserError(f"{path} is no model: give a folder, a checkpoint (.pt) or an exported folder")
 
 
 def _labels(y: int | Tensor, n: int, classes: int) -> Tensor:

@@ -51,11 +51,18 @@ def side_by_side(lanes: Sequence[Sequence[str]]) -> bool:
     return not any(codes)
 
 
+def announced(place: int, lanes: Sequence[Sequence[str]]) -> bool:
+    """Run a wave and say which; returns whether it succeeded."""
+    print(f"wave {place} of {len(WAVES)}: {', '.join(name for lane in lanes for name in lane)}", flush=True)
+    return side_by_side(lanes)
+
+
 def main() -> None:
     """Run the waves until one fails; the exit status is 0 whatever became of the stages."""
     if load_params().device == "cuda" or shutil.which("nvidia-smi") or (os.cpu_count() or 1) < 2:
         return
-    all(side_by_side(lanes) for lanes in WAVES)
+    print("set-up is done; independent stages run side by side, minutes in all; DVC's own account follows", flush=True)
+    all(announced(place, lanes) for place, lanes in enumerate(WAVES, 1))
 
 
 if __name__ == "__main__":

@@ -110,6 +110,14 @@ def test_what_a_model_lacks_is_named(tmp_path: Path) -> None:
         ebjdat.load(tmp_path / "a/b/c")
 
 
+def test_a_misspelt_folder_is_told_with_the_models_beside_it_and_a_page_is_no_model() -> None:
+    with pytest.raises(UserError, match=r"does not exist; models beside it: .*undefended"):
+        ebjdat.load("models/digits/undefendet")
+    Path("page.md").write_text("no model")
+    with pytest.raises(UserError, match="is no model: give a folder"):
+        ebjdat.load("page.md")
+
+
 def test_the_readmes_example_runs_and_the_official_autoattack_takes_the_model_as_it_is() -> None:
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"<!-- run: readme -->\n```python\n(.*?)```", page, re.DOTALL)

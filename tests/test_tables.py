@@ -14,8 +14,9 @@ import pytest
 from ebjdat import files
 from ebjdat.config import Params
 from ebjdat.errors import UserError
+from ebjdat.evaluation.statistics import Rate, paired
 from ebjdat.protocols import RELEASED, STANDARD
-from ebjdat.reporting import ledger, lookup, plots, published, readme, tables
+from ebjdat.reporting import ledger, lookup, plots, published, readme, seeds, tables
 from ebjdat.reporting.comparisons import (
     _counts,
     alignment_table,
@@ -25,6 +26,7 @@ from ebjdat.reporting.comparisons import (
     paired_table,
     reproduction_table,
 )
+from ebjdat.reporting.findings import findings_table
 from ebjdat.reporting.layout import Column, Entry, Row, Table, document, escape, latex, markdown
 from ebjdat.reporting.lookup import Numbers, load_numbers
 from ebjdat.reporting.records import Record, record_path
@@ -275,6 +277,36 @@ def test_both_checkpoints_stand_side_by_side() -> None:
     row = cells(table)["EB-JDAT-JEM++"]
     assert float(row["PGD-20: best"].text) > float(row["PGD-20: last"].text)
     assert row["APGD-CE + APGD-T: last"].interval.startswith("[")
+
+
+def test_an_accuracy_over_the_first_images_alone_counts_their_flags() -> None:
+    numbers = numbers_of(PARAMS, records(seeds=(0, 1)))
+    cell = numbers.cell_of_first(OURS, "clean", "standard/pgd-20", 10)
+    rates = [numbers.rate(dataclasses.replace(OURS, seed=seed), "clean", "standard/pgd-20") for seed in (0, 1)]
+    expected = [rate.per_image()[:10].mean() for rate in rates if rate is not None]
+    assert [reading.value for reading in cell.readings] == expected and cell.n == 10
+    assert numbers.cell_of_first(OURS, "clean", "standard/pgd-20", 10**6).state == "n/a"
+    assert numbers.cell_of_first(TRADES, "clean", "standard/none", 10).state != "value"
+
+
+def test_findings_say_yes_no_or_open_by_the_interval_and_not_run_without_a_rival() -> None:
+    found = cells(findings_table(numbers_of(PARAMS, records(seeds=(0, 1))), "classifier-frechet"))
+    ours = {question: row["EB-JDAT-JEM++"] for question, row in found.items()}
+    for question, (verdict, _, interval) in ours.items():
+        if "above" in question and verdict != "not run":
+            low, high = (float(end) for end in interval.strip("[]").split(","))
+            assert verdict == ("yes" if low > 0 else "no" if high < 0 else "open"), question
+    assert ours["AutoAttack: above its control"].text == "not run"
+    assert ours["AutoAttack: above PGD-AT"].text != "not run"
+
+
+def test_over_seeds_an_interval_is_that_of_the_images_and_one_seed_gives_mcnemar() -> None:
+    a, b = Rate.of([True] * 12 + [False] * 8), Rate.of([True] * 4 + [False] * 16)
+    assert seeds.mean_interval([(a, b)]) == pytest.approx(paired(a, b).interval())
+    assert seeds.mean_interval([(a, b)] * 3) == pytest.approx(paired(a, b).interval()), "three copies know no more"
+    assert seeds.sign_flip_p([(a, b)]) == pytest.approx(paired(a, b).p_value())
+    assert seeds.sign_flip_p([(a, b)] * 3) == pytest.approx(paired(a, b).p_value())
+    assert seeds.sign_flip_p([(a, a)]) == 1.0
 
 
 @pytest.mark.parametrize("name", tables.TEX_PAGES)

@@ -139,6 +139,8 @@ def judge(
         cell: our number under ``protocol`` for a model trained at ``train_eps`` (pixel units).
         instead: our number for ``claim.instead``.
     """
+    if cell.state in ("not run", "stale"):
+        return "not run", f"our cell says {cell.state}"
     reason = not_comparable(claim, numbers, protocol, train_eps)
     if reason:
         return "not comparable", reason
@@ -208,8 +210,14 @@ def _overall(claim: Published, ours: Sequence[Measured], everything: Sequence[Nu
         if all(numbers.profile.data.dataset != claim.dataset for numbers in everything):
             return "not comparable", f"published on {claim.dataset}, no results on it here"
         return "not run", "no run of this row here"
-    best = min(ours, key=lambda one: VERDICTS.index(one.verdict))
-    return best.verdict, best.reason
+    best = min((one.verdict for one in ours), key=VERDICTS.index)
+    reasons: dict[str, str] = {}
+    for one in sorted(ours, key=lambda one: one.protocol != "released"):
+        if one.verdict == best:
+            reasons.setdefault(one.profile, one.reason)
+    if len(set(reasons.values())) == 1:
+        return best, next(iter(reasons.values()))
+    return best, "; ".join(f"{profile}: {reason}" for profile, reason in sorted(reasons.items()))
 
 
 def _plain(one: Measured, claim: Published) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def caption(
     shown = ", ".join(map(str, seeds)) or "none yet"
     parts.append(f"Seed{'s' if len(seeds) > 1 else ''} {shown}; profile {numbers.params.profile}.")
     if len(seeds) > 1:
-        parts.append("Several seeds: mean ± standard deviation (number of seeds).")
+        parts.append("Several seeds: mean ± standard deviation (number of seeds); brackets: of the mean at n images.")
     if any(subject.method == "control" and cell.readings for (subject, _), cell in zip(asked, found, strict=True)):
         parts.append("Control: EB-JDAT without its energy term.")
     return " ".join([*parts, extra]).strip()
@@ -156,6 +156,13 @@ def energy_table(numbers: Numbers) -> Table:
     return Table("energies", "Energies of clean, adversarial and generated images", text, "Model", tuple(columns), rows)
 
 
+def alignment(numbers: Numbers, ours: Subject, other: Subject) -> tuple[str, Cell, Cell, str]:
+    """Which overlap of energies is compared, that of both models, and whose is larger, in words."""
+    name = "overlap-adversarial" if other.is_baseline else "overlap-all"
+    first, second = (numbers.cell(subject, "clean", f"energy/{name}") for subject in (ours, other))
+    return name, first, second, _more(first, second)
+
+
 def alignment_table(numbers: Numbers) -> Table:
     """The central claim as a verdict: does EB-JDAT align the energies more than each other model does?"""
     rows = []
@@ -163,9 +170,8 @@ def alignment_table(numbers: Numbers) -> Table:
         ours = Subject(numbers.params.profile, "ebjdat", variant, numbers.params.seed)
         others = [Subject(ours.profile, method, variant, ours.seed) for method in ("base", "control")]
         for other in (*others, Subject.baseline(numbers.params, "pgd_at")):
-            key = "energy/overlap-adversarial" if other.is_baseline else "energy/overlap-all"
-            a, b = numbers.cell(ours, "clean", key), numbers.cell(other, "clean", key)
-            entries = Entry(key.removeprefix("energy/")), show_value(a), show_value(b), Entry(_more(a, b))
+            name, first, second, direction = alignment(numbers, ours, other)
+            entries = Entry(name), show_value(first), show_value(second), Entry(direction)
             rows.append(Row(f"{display_name(ours)} vs. {display_name(other)}", entries))
     columns = tuple(Column(name) for name in ("overlap of", "first", "second", "first aligns"))
     text = (

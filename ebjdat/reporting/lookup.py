@@ -117,6 +117,16 @@ class Numbers:
         present = tuple(reading for reading in readings if reading is not None)
         return Cell("value", present) if present else NOT_APPLICABLE
 
+    def cell_of_first(self, subject: Subject, stage: str, metric: str, n: int) -> Cell:
+        """An accuracy over the first n images alone, from its per-image flags: for cells of unequal n side by side."""
+        whole = self.cell(subject, stage, metric)
+        rates = [rates_of(record).get(metric) for record in self._over_seeds(subject, stage)]
+        if whole.state != "value" or any(rate is None or rate.n < n for rate in rates):
+            return whole if whole.state != "value" else NOT_APPLICABLE
+        first = [Rate.of(rate.per_image()[:n]) for rate in rates if rate is not None]
+        readings = zip(whole.readings, first, strict=True)
+        return Cell("value", tuple(Reading(old.seed, one.accuracy, *one.interval(), n) for old, one in readings))
+
     def externals(self) -> list[Subject]:
         """Models in the ledger that were not trained here, one per name, sorted; the first seed of each."""
         found: dict[str, Subject] = {}

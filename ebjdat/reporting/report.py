@@ -87,7 +87,7 @@ def comparison(params: Params, numbers: Numbers) -> str:
     """The page over all runs of the profile: figures, every table, the claim ledger, the runs."""
     found = pages(numbers)
     tables = {table.label: table for group in found.values() for table in group}
-    main = [tables.pop(f"tradeoff-{protocol}") for protocol in PROTOCOLS]
+    main = [tables.pop("findings"), *(tables.pop(f"tradeoff-{protocol}") for protocol in PROTOCOLS)]
     attacks = [tables.pop(label) for label in list(tables) if label.startswith("table")]
     energies = [tables.pop(label) for label in ("energies", "alignment", "calibration")]
     sections = [

@@ -39,7 +39,7 @@ HEADLINE = {
     "frechet_distance_samples": ("generate", "generation/{distance}"),
     "frechet_distance_start": ("generate", "generation/start-{distance}"),
     "energy_overlap": ("clean", "energy/overlap-all"),
-    "masking_passed": ("masking", "masking/passed"),
+    "masking_none_failed": ("masking", "masking/passed"),
 }
 """The numbers that models are compared by, by name: stage and metric; ``{distance}`` depends on the features."""
 

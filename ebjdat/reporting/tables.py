@@ -29,8 +29,9 @@ from ebjdat.reporting.comparisons import (
     paired_table,
     reproduction_table,
 )
+from ebjdat.reporting.findings import findings_table
 from ebjdat.reporting.layout import EMPTY, Column, Entry, Row, Table, document, latex, markdown
-from ebjdat.reporting.lookup import Numbers, load_numbers, show_percent, show_value, with_recorded_code
+from ebjdat.reporting.lookup import NOT_RUN, Numbers, load_numbers, show_percent, show_value, with_recorded_code
 from ebjdat.reporting.readings import readings_table
 from ebjdat.reporting.seeds import seeds_table
 from ebjdat.subject import Subject
@@ -169,9 +170,11 @@ def table3(numbers: Numbers, protocol: Protocol) -> Table:
         protocol, nominal, "EOT-PGD: distortion bound", "eot", f"{p}/eot-pgd/plain/samples-2/radius-{{radius}}"
     )
     rows = [_ours(numbers), *_others(numbers, [columns[0][1]])]
+    reach = protocol.eot.steps * protocol.eot.step
     extra = (
         "Robust accuracy (%). Radii in pixel units; APGD-CE 20 iterations over radii; the first step of APGD is "
-        "2 eps long. EOT-PGD: 2 samples, model without randomness."
+        "2 eps long. EOT-PGD: 2 samples, model without randomness; its steps keep their length at every radius, so "
+        f"{protocol.eot.steps} of them go {reach:g} protocol radii at most and do not fill a larger ball."
     )
     title = "Table 3: robustness over distortion, iterations and EOT"
     return _accuracy_table(numbers, protocol, "table3", title, columns, rows, "Table 3", extra)
@@ -277,6 +280,7 @@ def section3(numbers: Numbers, protocol: Protocol) -> Table:
     robust = [("clean", f"{p}/pgd-20"), ("autoattack", f"{p}/{overall[0]}")]
     columns = [
         Column("PGD-20", "robustness (%)"),
+        Column("PGD-20, same images", "robustness (%)"),
         Column(overall[1], "robustness (%)"),
         Column("clean", "accuracy (%)"),
         Column(distance, "generation"),
@@ -291,13 +295,19 @@ def section3(numbers: Numbers, protocol: Protocol) -> Table:
     for subject in subjects:
         name = display_name(subject)
         entries = [show_percent(numbers.cell(subject, *cell)) for cell in (*robust, ("clean", f"{p}/clean"))]
+        fewer = numbers.cell(subject, *robust[1]).n
+        same = numbers.cell_of_first(subject, *robust[0], fewer) if fewer else NOT_RUN
+        entries.insert(1, show_percent(same))
         generated = numbers.cell(subject, "generate", f"generation/{distance}")
         entries.append(EMPTY if subject.is_baseline else show_value(generated))
         if known:
             entries += [_published_entry(known, name, column) for column in ("Robustness", "Accuracy", "FID")]
         rows.append(Row(name, tuple(entries), rule=subject in first))
     asked = [(subject, cell) for subject in subjects for cell in (*robust, ("clean", f"{p}/clean"))]
-    extra = f"Generation: {distance}, lower is better; baselines do not generate."
+    extra = (
+        "Compare the two attacks on the same images, in the second and third column. "
+        f"Generation: {distance}, lower is better; baselines do not generate."
+    )
     title = f"Section 3: robustness, accuracy and generation, protocol {p}"
     return Table(f"tradeoff-{p}", title, caption(numbers, protocol, asked, extra), "Model", tuple(columns), tuple(rows))
 
@@ -318,6 +328,7 @@ def pages(numbers: Numbers) -> dict[str, list[Table]]:
         "masking": [masking_table(numbers)],
         "readings": [readings_table(numbers, generation_names(numbers)[0])],
         "seeds": [seeds_table(numbers)],
+        "findings": [findings_table(numbers, generation_names(numbers)[0])],
     }
 
 
