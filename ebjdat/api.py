@@ -144,11 +144,15 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Classifier:
 
 def _check_place(path: Path) -> None:
     """Refuse what is no model before anything is read from it; damaged checkpoints are found in reading."""
-    if not path.exists():
-        near = ", ".join(sorted(found.parent.as_posix() for found in path.parent.glob("*/best.pt")))
-        raise UserError(f"{path} does not exist; models beside it: {near or 'none'}")
-    if path.is_file() and path.suffix not in (".pt", ".json", ".safetensors"):
-        raise UserError(f"{path} is no model: give a folder, a checkpoint (.pt) or an exported folder")
+    if path.is_file() and (path.suffix == ".md" or (path.suffix == ".json" and path.name != exported.CONFIG)):
+        raise UserError(f"{path} is no model: give its folder, a checkpoint (.pt) or an exported folder")
+    known = ("best.pt", exported.CONFIG)
+    if path.is_file() or any((path / name).is_file() for name in known):
+        return
+    near = next(one for one in (path, *path.parents) if one.is_dir())
+    models = sorted({found.parent.as_posix() for name in known for found in near.glob(f"**/{name}")})
+    what = "holds no model" if path.is_dir() else "does not exist"
+    raise UserError(f"{path} {what}; models below {near}: {', '.join(models[:20]) or 'none'}")
 
 
 def _labels(y: int | Tensor, n: int, classes: int) -> Tensor:

@@ -61,7 +61,7 @@ def main() -> None:
     """Run the waves until one fails; the exit status is 0 whatever became of the stages."""
     if load_params().device == "cuda" or shutil.which("nvidia-smi") or (os.cpu_count() or 1) < 2:
         return
-    print("set-up is done; independent stages run side by side, minutes in all; DVC's own account follows", flush=True)
+    print("Independent stages first, side by side; then `dvc repro` confirms each and runs what is left.", flush=True)
     all(announced(place, lanes) for place, lanes in enumerate(WAVES, 1))
 
 

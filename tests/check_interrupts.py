@@ -2,8 +2,8 @@
 
     python -m tests.check_interrupts [--seed 0]
 
-In a folder of its own, on a shortened budget. One stage of each script is interrupted while it runs (of the
-baselines and surrogates the first); the next ``dvc repro`` must begin with it.
+In a folder of its own, on a shortened budget. One stage of each script is interrupted after it began (of the
+baselines and surrogates the first; quick ones mostly while they import); the next ``dvc repro`` must begin with it.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def test_a_baseline_classifies_and_says_that_it_does_not_sample() -> None:
 
 
 def test_what_a_model_lacks_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"best\.pt is missing"):
+    with pytest.raises(UserError, match="holds no model"):
         ebjdat.load(tmp_path)
     shutil.copy(MODEL / "best.pt", tmp_path / "only.pt")
     with pytest.raises(UserError, match="only weights were loaded"):
@@ -111,11 +111,16 @@ def test_what_a_model_lacks_is_named(tmp_path: Path) -> None:
 
 
 def test_a_misspelt_folder_is_told_with_the_models_beside_it_and_a_page_is_no_model() -> None:
-    with pytest.raises(UserError, match=r"does not exist; models beside it: .*undefended"):
+    with pytest.raises(UserError, match=r"does not exist; models below models/digits: .*undefended"):
         ebjdat.load("models/digits/undefendet")
+    with pytest.raises(UserError, match=r"digit/undefended does not exist; models below models: .*digits/undefended"):
+        ebjdat.load("models/digit/undefended")
+    with pytest.raises(UserError, match=r"models/digits holds no model; models below models/digits: .*undefended"):
+        ebjdat.load("models/digits")
     Path("page.md").write_text("no model")
-    with pytest.raises(UserError, match="is no model: give a folder"):
-        ebjdat.load("page.md")
+    for path in ("page.md", MODEL / "model.json"):
+        with pytest.raises(UserError, match="is no model: give its folder"):
+            ebjdat.load(path)
 
 
 def test_the_readmes_example_runs_and_the_official_autoattack_takes_the_model_as_it_is() -> None:

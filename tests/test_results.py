@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 import subprocess
 import zipfile
 from pathlib import Path
@@ -62,6 +63,19 @@ def test_the_readme_says_that_nothing_is_reproduced_as_long_as_that_is_so() -> N
 def test_the_comparison_page_shows_what_the_ledger_gives() -> None:
     params = load_params()
     assert report.check_comparison_matches_records(params, lookup.load_numbers(params)) == []
+
+
+def test_every_place_of_a_page_names_a_profile_and_one_of_its_tables() -> None:
+    params = load_params()
+    places = {
+        tuple(place.split("/"))
+        for page in (Path("README.md"), *Path("docs").glob("*.md"))
+        for place in re.findall(r"<!-- table: (\S+) -->", page.read_text(encoding="utf-8"))
+        if page.name != "precision.md"
+    }
+    for profile, label in places:
+        numbers = lookup.load_numbers(dataclasses.replace(params, profile=profile))
+        assert label in {table.label for group in tables.pages(numbers).values() for table in group}
 
 
 def test_an_edit_by_hand_is_noticed() -> None:

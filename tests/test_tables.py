@@ -28,7 +28,7 @@ from ebjdat.reporting.comparisons import (
 )
 from ebjdat.reporting.findings import findings_table
 from ebjdat.reporting.layout import Column, Entry, Row, Table, document, escape, latex, markdown
-from ebjdat.reporting.lookup import Numbers, load_numbers
+from ebjdat.reporting.lookup import Cell, Numbers, Reading, load_numbers
 from ebjdat.reporting.records import Record, record_path
 from ebjdat.subject import Subject
 from tests.synthetic import (
@@ -280,27 +280,69 @@ def test_both_checkpoints_stand_side_by_side() -> None:
 
 
 def test_an_accuracy_over_the_first_images_alone_counts_their_flags() -> None:
-    numbers = numbers_of(PARAMS, records(seeds=(0, 1)))
-    cell = numbers.cell_of_first(OURS, "clean", "standard/pgd-20", 10)
-    rates = [numbers.rate(dataclasses.replace(OURS, seed=seed), "clean", "standard/pgd-20") for seed in (0, 1)]
-    expected = [rate.per_image()[:10].mean() for rate in rates if rate is not None]
-    assert [reading.value for reading in cell.readings] == expected and cell.n == 10
-    assert numbers.cell_of_first(OURS, "clean", "standard/pgd-20", 10**6).state == "n/a"
-    assert numbers.cell_of_first(TRADES, "clean", "standard/none", 10).state != "value"
+    numbers = numbers_of(PARAMS, records(seeds=(0, 1, 2)))
+
+    def beside(*readings: Reading) -> Cell:
+        return numbers.cell_beside(OURS, "clean", "standard/pgd-20", Cell("value", readings))
+
+    cell = beside(Reading(0, 0.5, n=10), Reading(2, 0.5, n=10))
+    rates = [numbers.rate(dataclasses.replace(OURS, seed=seed), "clean", "standard/pgd-20") for seed in (0, 2)]
+    expected = [(seed, rate.per_image()[:10].mean()) for seed, rate in zip((0, 2), rates, strict=True) if rate]
+    assert [(reading.seed, reading.value) for reading in cell.readings] == expected and cell.n == 10
+    assert beside(Reading(0, 0.5, n=10**6)).state == "n/a", "fewer images than the other cell"
+    assert beside(Reading(7, 0.5, n=10)).state == "n/a", "another seed is another model"
+    assert numbers.cell_beside(OURS, "clean", "standard/pgd-20", Cell("stale")).state == "stale"
 
 
-def test_findings_say_yes_no_or_open_by_the_interval_and_not_run_without_a_rival() -> None:
-    found = cells(findings_table(numbers_of(PARAMS, records(seeds=(0, 1))), "classifier-frechet"))
-    ours = {question: row["EB-JDAT-JEM++"] for question, row in found.items()}
-    for question, (verdict, _, interval) in ours.items():
-        if "above" in question and verdict != "not run":
-            low, high = (float(end) for end in interval.strip("[]").split(","))
-            assert verdict == ("yes" if low > 0 else "no" if high < 0 else "open"), question
-    assert ours["AutoAttack: above its control"].text == "not run"
-    assert ours["AutoAttack: above PGD-AT"].text != "not run"
+def findings(known: list[Record]) -> dict[str, Entry]:
+    """Answers for EB-JDAT-JEM++ by question."""
+    table = cells(findings_table(numbers_of(PARAMS, known), "classifier-frechet"))
+    return {question: row["EB-JDAT-JEM++"] for question, row in table.items()}
 
 
-def test_over_seeds_an_interval_is_that_of_the_images_and_one_seed_gives_mcnemar() -> None:
+@pytest.mark.parametrize(("ours", "verdict"), [(0.95, "yes"), (0.5, "open"), (0.1, "no")])
+def test_a_finding_is_yes_or_no_where_the_interval_of_the_difference_excludes_0(ours: float, verdict: str) -> None:
+    known = records_of(PARAMS, OURS, ours) + records_of(PARAMS, PGD_AT, 0.5)
+    found = findings(known)
+    assert found["PGD-20: above PGD-AT"].text == verdict
+    assert found["PGD-20: above PGD-AT"].interval.endswith("(n = 80, one seed)")
+    assert found["PGD-20: above its control"].text == "not run"
+    assert found["energies: aligned more than in PGD-AT"].text == "open", "one seed has no spread"
+
+
+def test_a_finding_about_samples_counts_the_seeds_where_both_distances_are_known() -> None:
+    known = records(seeds=(0, 1))
+    values = [r["values"] for r in known if r["stage"] == "generate" and r["method"] == "ebjdat"]
+    for place, value in enumerate(values):
+        value["generation/classifier-frechet"], value["generation/start-classifier-frechet"] = 1.0, 2.0 * place
+    question = "samples: nearer to the data than the chains' start"
+    assert findings(known)[question][:2] == ("in 1 of 2", "1.00, 1.00")
+    del values[0]["generation/start-classifier-frechet"]
+    assert findings(known)[question][:2] == ("in 1 of 1", "1.00, 2.00")
+    del values[1]["generation/classifier-frechet"]
+    assert findings(known)[question].text == "no common seed"
+
+
+def test_findings_tell_stale_from_not_run_and_a_profile_without_ours_has_none() -> None:
+    stale = records_of(PARAMS, dataclasses.replace(OURS, method="control"), hash_of=other_code)
+    assert findings(records() + stale)["AutoAttack: above its control"].text == "stale"
+    assert findings_table(numbers_of(PARAMS, []), "classifier-frechet").rows == ()
+
+
+def test_over_seeds_each_image_counts_with_its_mean() -> None:
+    n, all_right, none = 30, Rate.of([True] * 30), Rate.of([False] * 30)
+    for_first, for_second = (all_right, none), (none, all_right)
+    low, high = seeds.mean_interval([for_first, for_second])
+    assert (low, high) == pytest.approx((-0.0866, 0.0866), abs=1e-4), "1.96 sqrt(2 / 32) / sqrt(32)"
+    assert seeds.sign_flip_p([for_first, for_second]) == 1.0
+    half = Rate.of([True] * 15 + [False] * 15)
+    values = np.concatenate([np.full(15, 1.0), np.full(15, 0.5), [1.0, -1.0]])
+    expected = values.mean() - 1.96 * values.std() / np.sqrt(n + 2)
+    assert seeds.mean_interval([for_first, (half, none)])[0] == pytest.approx(expected, abs=1e-4)
+    assert seeds.sign_flip_p([for_first, (half, none)]) == pytest.approx(2 / 2**n)
+
+
+def test_one_seed_or_copies_of_it_give_bonett_and_price_and_mcnemar() -> None:
     a, b = Rate.of([True] * 12 + [False] * 8), Rate.of([True] * 4 + [False] * 16)
     assert seeds.mean_interval([(a, b)]) == pytest.approx(paired(a, b).interval())
     assert seeds.mean_interval([(a, b)] * 3) == pytest.approx(paired(a, b).interval()), "three copies know no more"
@@ -388,6 +430,7 @@ def test_places_of_another_profile_stay_as_they_are_and_a_page_without_one_of_ou
     readme.fill_page(page, numbers)
     assert page.read_text().startswith(other) and "old" not in page.read_text()
     files.write_text(page, other)
+    assert not readme.check_page_matches_records(page, PARAMS), "a page without places of ours shows nothing of ours"
     with pytest.raises(UserError, match="no place for a table of profile digits"):
         readme.fill_page(page, numbers)
 

@@ -139,15 +139,15 @@ def judge(
         cell: our number under ``protocol`` for a model trained at ``train_eps`` (pixel units).
         instead: our number for ``claim.instead``.
     """
-    if cell.state in ("not run", "stale"):
-        return "not run", f"our cell says {cell.state}"
+    if claim.metric is None and claim.kind != "cost":
+        return "not run", "Inception Score needs the network's final layer, which is not available here"
+    if cell.state == "stale":
+        return "not run", f"only records of older code or parameters on {numbers.params.profile}"
+    if cell.state != "value" and claim.metric is not None:
+        return "not run", f"not measured on {numbers.params.profile}"
     reason = not_comparable(claim, numbers, protocol, train_eps)
     if reason:
         return "not comparable", reason
-    if claim.metric is None:
-        return "not run", "Inception Score needs the network's final layer, which is not available here"
-    if cell.state != "value":
-        return "not run", f"our cell says {cell.state}"
     if _meets(claim, cell):
         return "reproduced", "the published value meets our 95 % interval, widened by the noise between published runs"
     if instead.state == "value" and _meets(claim, instead):
@@ -280,10 +280,10 @@ _RULES = (
     "Rules. The released code at 327ea16 attacks images that are already in [-1, 1] with an eps of that scale, which "
     "is half of the printed radius in pixel units, in training and in every evaluation. A published robust number is "
     f"called reproduced or not only by a model trained at {as_fraction(RELEASED_EPS)} under the protocol released, on "
-    "WRN-28-10 and CIFAR-10; anything else is not comparable. Reproduced: the published value meets our 95 % Wilson "
-    f"interval, widened by {NOISE_FLOOR:g} points (the noise between published runs, inferred); a distance: within "
-    f"{100 * GENERATION_TOLERANCE:g} %. Table 2's surrogate, radius and steps are not stated, so its cells are never "
-    "called reproduced. Second-hand: from public reading notes, the paper itself was not at hand.",
+    "WRN-28-10 and CIFAR-10; any other measured number is not comparable. Reproduced: the published value meets our "
+    f"95 % Wilson interval, widened by {NOISE_FLOOR:g} points (the noise between published runs, inferred); a "
+    f"distance: within {100 * GENERATION_TOLERANCE:g} %. Table 2's surrogate, radius and steps are not stated, so its "
+    "cells are never called reproduced. Second-hand: from public reading notes, the paper itself was not at hand.",
 )
 
 

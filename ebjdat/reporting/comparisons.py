@@ -59,7 +59,8 @@ def caption(
     shown = ", ".join(map(str, seeds)) or "none yet"
     parts.append(f"Seed{'s' if len(seeds) > 1 else ''} {shown}; profile {numbers.params.profile}.")
     if len(seeds) > 1:
-        parts.append("Several seeds: mean ± standard deviation (number of seeds); brackets: of the mean at n images.")
+        interval = "; the interval is that of the mean, as if from n images" if counts else ""
+        parts.append(f"Several seeds: mean ± standard deviation (number of seeds){interval}.")
     if any(subject.method == "control" and cell.readings for (subject, _), cell in zip(asked, found, strict=True)):
         parts.append("Control: EB-JDAT without its energy term.")
     return " ".join([*parts, extra]).strip()

@@ -2,95 +2,104 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ebjdat.config import VARIANTS
 from ebjdat.evaluation.statistics import paired
+from ebjdat.protocols import STANDARD, as_fraction
 from ebjdat.reporting.comparisons import PAIRED, alignment, display_name
 from ebjdat.reporting.layout import Column, Entry, Row, Table
-from ebjdat.reporting.lookup import Numbers, show_value
+from ebjdat.reporting.lookup import Cell, Numbers, show_value
 from ebjdat.reporting.seeds import mean_interval, pairs
 from ebjdat.subject import Subject
 
-NOT_KNOWN = Entry("not run")
-
 
 def findings_table(numbers: Numbers, distance: str) -> Table:
-    """The questions as rows, the EB-JDAT variants that were run as columns.
+    """The questions as rows, the EB-JDAT variants that have numbers as columns.
 
     Args:
         distance: metric name of the distance between samples and training images.
     """
     profile, seed = numbers.params.profile, numbers.params.seed
     variants = [Subject(profile, "ebjdat", variant, seed) for variant in VARIANTS]
-    variants = [one for one in variants if numbers.cell(one, "clean", "standard/clean").state == "value"]
-
-    def base(one: Subject) -> Subject:
-        return Subject(profile, "base", one.variant, seed)
-
-    def control(one: Subject) -> Subject:
-        return Subject(profile, "control", one.variant, seed)
-
-    def surrogate(_: Subject) -> Subject:
-        return Subject.baseline(numbers.params, "pgd_at")
-
+    variants = [one for one in variants if any(numbers.cell(one, *key).state == "value" for key in PAIRED.values())]
+    both = {name: [(one, _rival(numbers, one, name)) for one in variants] for name in RIVALS}
     rows = [
-        Row(f"{question} {rival}", tuple(answer(numbers, one, other(one)) for one in variants))
-        for question, answer in (("AutoAttack: above", _robust), ("clean accuracy: above", _accurate))
-        for rival, other in (("the plain variant", base), ("its control", control), ("PGD-AT", surrogate))
+        Row(f"{what}: above {name}", tuple(_above(numbers, *pair, what) for pair in both[name]))
+        for what in ("AutoAttack", "PGD-20", "clean accuracy")
+        for name in RIVALS
     ]
     rows += [
-        Row(f"energies aligned more than in {rival}", tuple(_aligned(numbers, one, other(one)) for one in variants))
-        for rival, other in (("the plain variant", base), ("its control", control), ("PGD-AT", surrogate))
+        Row(f"energies: aligned more than in {name}", tuple(_aligned(numbers, *pair) for pair in both[name]))
+        for name in RIVALS
     ]
-    rows.append(
-        Row(
-            "samples nearer to the data than the chains' start",
-            tuple(_nearer(numbers, one, distance) for one in variants),
-        )
-    )
+    nearer = tuple(_nearer(numbers, one, distance) for one in variants)
+    rows.append(Row("samples: nearer to the data than the chains' start", nearer))
+    radius = as_fraction(STANDARD.radius(numbers.profile.evaluation.radius))
     text = (
-        f"Protocol standard, profile {profile}. Above: mean difference over seeds in points, paired by image, with its "
-        "95 % interval at n images; yes or no where the interval excludes 0. Control: EB-JDAT without its energy term. "
+        f"Protocol standard at {radius}, profile {profile}. Above: mean difference over seeds in points, paired by "
+        "image, with its 95 % interval over the n images; yes or no where the interval excludes 0, not adjusted for "
+        "the number of questions and without what further seeds would give. Control: EB-JDAT without its energy term. "
         "Aligned: overlap of the energies of clean, adversarial and generated images (of clean and adversarial ones "
-        "beside PGD-AT), ours and the other's; open where the difference is within the standard deviations over seeds. "
-        f"Nearer: {distance} of samples and of the start, in how many seeds lower."
+        "beside PGD-AT), ours and the other's; open where the difference is within the standard deviations over seeds, "
+        f"or there is one seed. Nearer: {distance} of samples and of the start, and in how many seeds that of samples "
+        "is lower."
     )
+    if not variants:
+        text = f"No EB-JDAT model has numbers in profile {profile}."
     columns = tuple(Column(display_name(one)) for one in variants)
-    return Table("findings", f"What was found on {profile}", text, "Is it so?", columns, tuple(rows))
+    return Table(
+        "findings", f"What was found on {profile}", text, "Is it so?", columns, tuple(rows if variants else ())
+    )
 
 
-def _difference(numbers: Numbers, ours: Subject, other: Subject, what: str) -> Entry:
-    found = list(pairs(numbers, ours, other, *PAIRED[what]).values())
+RIVALS = ("the plain variant", "its control", "PGD-AT")
+
+
+def _rival(numbers: Numbers, ours: Subject, name: str) -> Subject:
+    if name == "PGD-AT":
+        return Subject.baseline(numbers.params, "pgd_at")
+    return Subject(ours.profile, "base" if name == "the plain variant" else "control", ours.variant, ours.seed)
+
+
+def _missing(*found: Cell) -> Entry:
+    """Why there is no answer: the state of the first cell without a value, or that no seed has both."""
+    return Entry(next((cell.state for cell in found if cell.state != "value"), "no common seed"))
+
+
+def _above(numbers: Numbers, ours: Subject, other: Subject, what: str) -> Entry:
+    metric = PAIRED[what]
+    found = list(pairs(numbers, ours, other, *metric).values())
     if not found:
-        return NOT_KNOWN
-    difference = sum(paired(*pair).difference for pair in found) / len(found)
+        return _missing(numbers.cell(ours, *metric), numbers.cell(other, *metric))
+    each = [paired(*pair) for pair in found]
+    difference = sum(one.difference for one in each) / len(each)
     low, high = mean_interval(found)
     verdict = "yes" if low > 0 else "no" if high < 0 else "open"
-    return Entry(verdict, f"{100 * difference:+.1f}", f"[{100 * low:+.1f}, {100 * high:+.1f}]")
-
-
-def _robust(numbers: Numbers, ours: Subject, other: Subject) -> Entry:
-    return _difference(numbers, ours, other, "AutoAttack")
-
-
-def _accurate(numbers: Numbers, ours: Subject, other: Subject) -> Entry:
-    return _difference(numbers, ours, other, "clean accuracy")
+    return Entry(
+        verdict, f"{100 * difference:+.1f}", f"[{100 * low:+.1f}, {100 * high:+.1f}] (n = {each[0].n}, {_seeds(found)})"
+    )
 
 
 def _aligned(numbers: Numbers, ours: Subject, other: Subject) -> Entry:
     _, first, second, direction = alignment(numbers, ours, other)
-    if direction == "not known":
-        return NOT_KNOWN
-    verdict = {"more": "yes", "less": "no"}.get(direction.split()[0], "open")
+    if first.state != "value" or second.state != "value":
+        return _missing(first, second)
     seeds = min(first.spread.seeds, second.spread.seeds)
-    return Entry(verdict, f"{show_value(first).text}, {show_value(second).text}", "(one seed)" if seeds == 1 else "")
+    verdict = "open" if seeds == 1 else {"more": "yes", "less": "no"}.get(direction, "open")
+    return Entry(verdict, f"{show_value(first).text}, {show_value(second).text}", f"({_seeds(range(seeds))})")
 
 
 def _nearer(numbers: Numbers, ours: Subject, distance: str) -> Entry:
     samples, start = (numbers.cell(ours, "generate", f"generation/{kind}{distance}") for kind in ("", "start-"))
-    if samples.state != "value" or start.state != "value":
-        return NOT_KNOWN
-    by_seed = {reading.seed: reading.value for reading in start.readings}
-    lower = [reading.value < by_seed[reading.seed] for reading in samples.readings if reading.seed in by_seed]
-    verdict = "yes" if all(lower) else "no" if not any(lower) else "open"
-    values = f"{show_value(samples).text}, {show_value(start).text}"
-    return Entry(verdict, values, f"({sum(lower)} of {len(lower)})")
+    ends = [{reading.seed: reading.value for reading in cell.readings} for cell in (samples, start)]
+    common = sorted(set(ends[0]) & set(ends[1]))
+    if not common:
+        return _missing(samples, start)
+    lower = sum(ends[0][seed] < ends[1][seed] for seed in common)
+    means = [sum(end[seed] for seed in common) / len(common) for end in ends]
+    return Entry(f"in {lower} of {len(common)}", f"{means[0]:.2f}, {means[1]:.2f}")
+
+
+def _seeds(found: Sequence[object]) -> str:
+    return "one seed" if len(found) == 1 else f"{len(found)} seeds"

@@ -117,15 +117,20 @@ class Numbers:
         present = tuple(reading for reading in readings if reading is not None)
         return Cell("value", present) if present else NOT_APPLICABLE
 
-    def cell_of_first(self, subject: Subject, stage: str, metric: str, n: int) -> Cell:
-        """An accuracy over the first n images alone, from its per-image flags: for cells of unequal n side by side."""
-        whole = self.cell(subject, stage, metric)
-        rates = [rates_of(record).get(metric) for record in self._over_seeds(subject, stage)]
-        if whole.state != "value" or any(rate is None or rate.n < n for rate in rates):
-            return whole if whole.state != "value" else NOT_APPLICABLE
-        first = [Rate.of(rate.per_image()[:n]) for rate in rates if rate is not None]
-        readings = zip(whole.readings, first, strict=True)
-        return Cell("value", tuple(Reading(old.seed, one.accuracy, *one.interval(), n) for old, one in readings))
+    def cell_beside(self, subject: Subject, stage: str, metric: str, other: Cell) -> Cell:
+        """An accuracy over the images and seeds of another cell alone, from per-image flags.
+
+        For cells of unequal n side by side; where the other has no value, its state.
+        """
+        if other.state != "value" or other.n is None:
+            return other
+        readings, seeds = [], {reading.seed for reading in other.readings}
+        for record in self._over_seeds(subject, stage):
+            rate = rates_of(record).get(metric)
+            if record["seed"] in seeds and rate is not None and rate.n >= other.n:
+                first = Rate.of(rate.per_image()[: other.n])
+                readings.append(Reading(record["seed"], first.accuracy, *first.interval(), other.n))
+        return Cell("value", tuple(readings)) if len(readings) == len(seeds) else NOT_APPLICABLE
 
     def externals(self) -> list[Subject]:
         """Models in the ledger that were not trained here, one per name, sorted; the first seed of each."""

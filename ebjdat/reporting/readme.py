@@ -18,7 +18,7 @@ from ebjdat.reporting.layout import Table, markdown_table
 from ebjdat.reporting.lookup import Numbers, load_numbers, with_recorded_code
 from ebjdat.reporting.tables import pages
 
-_PLACE = re.compile(r"(<!-- table: ([a-z0-9/-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_PLACE = re.compile(r"(<!-- table: ([a-z0-9_/-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def fill(text: str, tables: Mapping[str, Table], within: str = "") -> str:
@@ -56,9 +56,12 @@ def fill_page(path: Path, numbers: Numbers) -> None:
 
 
 def check_page_matches_records(path: Path, params: Params) -> bool:
-    """Whether a page shows what the committed ledger gives (see ``check_tables_match_records``)."""
+    """Whether a page has tables of the profile, as the committed ledger gives them (``check_tables_match_records``)."""
     text = path.read_text(encoding="utf-8")
-    return fill(text, _by_name(with_recorded_code(load_numbers(params))), f"{params.profile}/") == text
+    return (
+        f"<!-- table: {params.profile}/" in text
+        and fill(text, _by_name(with_recorded_code(load_numbers(params))), f"{params.profile}/") == text
+    )
 
 
 def _by_name(numbers: Numbers) -> dict[str, Table]:

@@ -29,18 +29,23 @@ def pairs(numbers: Numbers, first: Subject, second: Subject, stage: str, metric:
     return found
 
 
-def mean_interval(found: Sequence[tuple[Rate, Rate]]) -> tuple[float, float]:
-    """95 % interval of the mean difference over seeds, in [-1, 1].
+def per_image(found: Sequence[tuple[Rate, Rate]]) -> np.ndarray:
+    """(n,) mean over seeds of first minus second, in [-1, 1], on the images that all seeds have."""
+    n = min(rate.n for pair in found for rate in pair)
+    each = [a.per_image()[:n].astype(float) - b.per_image()[:n] for a, b in found]
+    return np.asarray(np.mean(each, axis=0))
 
-    The interval of Bonett and Price (2012), as in :class:`Paired`, for the seeds' mean counts at n images: seeds
-    share their test images, so more seeds do not narrow what the images leave open.
+
+def mean_interval(found: Sequence[tuple[Rate, Rate]]) -> tuple[float, float]:
+    """95 % interval of the mean difference over seeds, in [-1, 1], images being the sample.
+
+    Bonett and Price's (2012) of :class:`~ebjdat.evaluation.statistics.Paired` for one seed: one image more in favour
+    of each side, then the normal interval of the mean. With several seeds an image counts with its mean over them, so
+    seeds average out what differs between them and nothing of what the images have in common.
     """
-    each = [paired(*pair) for pair in found]
-    total = min(one.n for one in each) + 2
-    first = (float(np.mean([one.only_first for one in each])) + 1) / total
-    second = (float(np.mean([one.only_second for one in each])) + 1) / total
-    half = Z95 * math.sqrt((first + second - (first - second) ** 2) / total)
-    return max(-1.0, first - second - half), min(1.0, first - second + half)
+    values = np.concatenate([per_image(found), [1.0, -1.0]])
+    mean, half = float(values.mean()), Z95 * float(values.std()) / math.sqrt(len(values))
+    return max(-1.0, mean - half), min(1.0, mean + half)
 
 
 def sign_flip_p(found: Sequence[tuple[Rate, Rate]]) -> float:
@@ -48,15 +53,14 @@ def sign_flip_p(found: Sequence[tuple[Rate, Rate]]) -> float:
 
     Exact: the distribution of the sum of the images' differences under all sign flips, by convolution.
     """
-    n = min(rate.n for pair in found for rate in pair)
-    per_image = sum(a.per_image()[:n].astype(int) - b.per_image()[:n].astype(int) for a, b in found)
+    differences = np.rint(per_image(found) * len(found)).astype(int)
     chances = np.ones(1)
-    for step in np.abs(per_image[per_image != 0]):
+    for step in np.abs(differences[differences != 0]):
         coin = np.zeros(2 * step + 1)
         coin[[0, -1]] = 0.5
         chances = np.convolve(chances, coin)
     sums = np.arange(len(chances)) - len(chances) // 2
-    return min(1.0, float(chances[np.abs(sums) >= abs(int(per_image.sum()))].sum()))
+    return min(1.0, float(chances[np.abs(sums) >= abs(int(differences.sum()))].sum()))
 
 
 def seeds_table(numbers: Numbers) -> Table:
@@ -86,9 +90,9 @@ def seeds_table(numbers: Numbers) -> Table:
     names = ("seeds", "difference per seed (points)", "mean", "interval", "p", "n")
     text = (
         f"Protocol standard, profile {profile}, AutoAttack (cascade), best checkpoints, test split. Both models of a "
-        "pair have the same seed and images. Interval: 95 %, of the mean difference at n images (Bonett and Price), "
-        "because seeds share their images; p: exact, two-sided, by sign flips of images with all their seeds. "
-        "Neither includes what further seeds would give: that is the spread."
+        "pair have the same seed and images. Interval: 95 %, of the mean difference, over the n images "
+        "(Bonett and Price; an image counts with its mean over seeds); p: exact, two-sided, by sign flips of images "
+        "with all their seeds. Neither includes what further seeds would give: that is the spread."
     )
     columns = tuple(Column(name) for name in names)
     return Table("seeds", "AutoAttack over seeds, paired", text, "Models", columns, tuple(rows))

@@ -31,7 +31,7 @@ from ebjdat.reporting.comparisons import (
 )
 from ebjdat.reporting.findings import findings_table
 from ebjdat.reporting.layout import EMPTY, Column, Entry, Row, Table, document, latex, markdown
-from ebjdat.reporting.lookup import NOT_RUN, Numbers, load_numbers, show_percent, show_value, with_recorded_code
+from ebjdat.reporting.lookup import Numbers, load_numbers, show_percent, show_value, with_recorded_code
 from ebjdat.reporting.readings import readings_table
 from ebjdat.reporting.seeds import seeds_table
 from ebjdat.subject import Subject
@@ -280,7 +280,7 @@ def section3(numbers: Numbers, protocol: Protocol) -> Table:
     robust = [("clean", f"{p}/pgd-20"), ("autoattack", f"{p}/{overall[0]}")]
     columns = [
         Column("PGD-20", "robustness (%)"),
-        Column("PGD-20, same images", "robustness (%)"),
+        Column(f"PGD-20, images of {overall[1]}", "robustness (%)"),
         Column(overall[1], "robustness (%)"),
         Column("clean", "accuracy (%)"),
         Column(distance, "generation"),
@@ -295,8 +295,7 @@ def section3(numbers: Numbers, protocol: Protocol) -> Table:
     for subject in subjects:
         name = display_name(subject)
         entries = [show_percent(numbers.cell(subject, *cell)) for cell in (*robust, ("clean", f"{p}/clean"))]
-        fewer = numbers.cell(subject, *robust[1]).n
-        same = numbers.cell_of_first(subject, *robust[0], fewer) if fewer else NOT_RUN
+        same = numbers.cell_beside(subject, *robust[0], numbers.cell(subject, *robust[1]))
         entries.insert(1, show_percent(same))
         generated = numbers.cell(subject, "generate", f"generation/{distance}")
         entries.append(EMPTY if subject.is_baseline else show_value(generated))
@@ -305,7 +304,7 @@ def section3(numbers: Numbers, protocol: Protocol) -> Table:
         rows.append(Row(name, tuple(entries), rule=subject in first))
     asked = [(subject, cell) for subject in subjects for cell in (*robust, ("clean", f"{p}/clean"))]
     extra = (
-        "Compare the two attacks on the same images, in the second and third column. "
+        f"Compare {overall[1]} with PGD-20 on its images, not with PGD-20 on all. "
         f"Generation: {distance}, lower is better; baselines do not generate."
     )
     title = f"Section 3: robustness, accuracy and generation, protocol {p}"
