@@ -46,5 +46,5 @@ def test_a_registered_model_is_found_by_its_alias_and_gives_the_same_logits(work
 
 
 def test_a_model_that_is_not_there_is_named(workspace: Path) -> None:
-    with pytest.raises(UserError, match="ebjdat-jem is missing"):
+    with pytest.raises(UserError, match="ebjdat-jem does not exist"):
         registry.register(Subject("digits", "ebjdat", "jem", 0), Path("models/digits/ebjdat-jem"), "champion")
