@@ -354,7 +354,7 @@ if __name__ == "__main__":
 
     run(Path(sys.argv[1]), workers=2, jobs=LONG)
 """
-LONG = [*JOBS, job("square", 6000, first=32, last=48)]
+LONG = [*JOBS, job("square", 3000, first=32, last=48)]
 """The last takes seconds longer than workers need to see that their parent is gone."""
 
 
