@@ -498,7 +498,8 @@ def _overview(numbers: Numbers) -> list[Figure]:
             models = len({point.label for points in groups.values() for point in points})
             picture = figures.intervals(f"overview-{name}", groups, "accuracy (%)")
             alt = f"Clean and robust accuracy of {models} models under protocol {name}; the table has the numbers."
-            drawn.append(Figure(alt, f"Protocol {name}; bars: 95 % Wilson interval.", picture))
+            text = f"Protocol {name}; bars: 95 % Wilson interval. The n of each attack is with the table below."
+            drawn.append(Figure(alt, text, picture))
     return drawn
 
 
