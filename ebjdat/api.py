@@ -11,6 +11,7 @@ take it as it is.
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import torch
@@ -135,6 +136,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Classifier:
     if (folder / exported.CONFIG).is_file() and path.suffix != ".pt":
         network, described = exported.read(folder)
     else:
+        if path.is_file() and not zipfile.is_zipfile(path):
+            raise UserError(f"{path} is no checkpoint: give a model's folder, its .pt file or an exported folder")
         network = load_model(folder / "best.pt" if path.is_dir() else path).network
         described = description.read(folder) if (folder / description.NAME).is_file() else None
     model = Classifier(network, described, folder)
@@ -143,16 +146,15 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Classifier:
 
 
 def _check_place(path: Path) -> None:
-    """Refuse what is no model before anything is read from it; damaged checkpoints are found in reading."""
-    if path.is_file() and (path.suffix == ".md" or (path.suffix == ".json" and path.name != exported.CONFIG)):
-        raise UserError(f"{path} is no model: give its folder, a checkpoint (.pt) or an exported folder")
+    """Refuse a path without a model, naming those near it; damaged files are found in reading."""
     known = ("best.pt", exported.CONFIG)
     if path.is_file() or any((path / name).is_file() for name in known):
         return
     near = next(one for one in (path, *path.parents) if one.is_dir())
-    models = sorted({found.parent.as_posix() for name in known for found in near.glob(f"**/{name}")})
+    places = [f"{depth}{name}" for depth in ("*/", "*/*/") for name in known]
+    models = sorted({found.parent.as_posix() for place in places for found in near.glob(place)})
     what = "holds no model" if path.is_dir() else "does not exist"
-    raise UserError(f"{path} {what}; models below {near}: {', '.join(models[:20]) or 'none'}")
+    raise UserError(f"{path} {what}; models near {near}: {', '.join(models[:20]) or 'none'}")
 
 
 def _labels(y: int | Tensor, n: int, classes: int) -> Tensor:

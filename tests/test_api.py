@@ -111,15 +111,15 @@ def test_what_a_model_lacks_is_named(tmp_path: Path) -> None:
 
 
 def test_a_misspelt_folder_is_told_with_the_models_beside_it_and_a_page_is_no_model() -> None:
-    with pytest.raises(UserError, match=r"does not exist; models below models/digits: .*undefended"):
+    with pytest.raises(UserError, match=r"does not exist; models near models/digits: .*undefended"):
         ebjdat.load("models/digits/undefendet")
-    with pytest.raises(UserError, match=r"digit/undefended does not exist; models below models: .*digits/undefended"):
+    with pytest.raises(UserError, match=r"digit/undefended does not exist; models near models: .*digits/undefended"):
         ebjdat.load("models/digit/undefended")
-    with pytest.raises(UserError, match=r"models/digits holds no model; models below models/digits: .*undefended"):
+    with pytest.raises(UserError, match=r"models/digits holds no model; models near models/digits: .*undefended"):
         ebjdat.load("models/digits")
     Path("page.md").write_text("no model")
     for path in ("page.md", MODEL / "model.json"):
-        with pytest.raises(UserError, match="is no model: give its folder"):
+        with pytest.raises(UserError, match="is no checkpoint: give a model's folder"):
             ebjdat.load(path)
 
 

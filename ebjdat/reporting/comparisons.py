@@ -33,6 +33,13 @@ def display_name(subject: Subject) -> str:
     }[subject.method]
 
 
+def rival(numbers: Numbers, ours: Subject, method: str) -> Subject:
+    """What a model is compared with: a baseline, or another method of the same variant."""
+    if method in BASELINES:
+        return Subject.baseline(numbers.params, method)
+    return Subject(ours.profile, method, ours.variant, ours.seed)
+
+
 def all_subjects(numbers: Numbers) -> list[Subject]:
     """Every model of the selected profile, in the order of the tables; external ones last."""
     params = numbers.params
@@ -169,8 +176,7 @@ def alignment_table(numbers: Numbers) -> Table:
     rows = []
     for variant in VARIANTS:
         ours = Subject(numbers.params.profile, "ebjdat", variant, numbers.params.seed)
-        others = [Subject(ours.profile, method, variant, ours.seed) for method in ("base", "control")]
-        for other in (*others, Subject.baseline(numbers.params, "pgd_at")):
+        for other in (rival(numbers, ours, method) for method in ("base", "control", "pgd_at")):
             name, first, second, direction = alignment(numbers, ours, other)
             entries = Entry(name), show_value(first), show_value(second), Entry(direction)
             rows.append(Row(f"{display_name(ours)} vs. {display_name(other)}", entries))

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from ebjdat.config import VARIANTS
 from ebjdat.evaluation.statistics import paired
 from ebjdat.protocols import STANDARD, as_fraction
-from ebjdat.reporting.comparisons import PAIRED, alignment, display_name
+from ebjdat.reporting.comparisons import PAIRED, alignment, display_name, rival
 from ebjdat.reporting.layout import Column, Entry, Row, Table
 from ebjdat.reporting.lookup import Cell, Numbers, show_value
-from ebjdat.reporting.seeds import mean_interval, pairs
+from ebjdat.reporting.seeds import mean_interval, pairs, per_image
 from ebjdat.subject import Subject
+
+RIVALS = {"the plain variant": "base", "its control": "control", "PGD-AT": "pgd_at"}
+"""What EB-JDAT is compared with: method by its name in the questions."""
 
 
 def findings_table(numbers: Numbers, distance: str) -> Table:
@@ -23,7 +26,7 @@ def findings_table(numbers: Numbers, distance: str) -> Table:
     profile, seed = numbers.params.profile, numbers.params.seed
     variants = [Subject(profile, "ebjdat", variant, seed) for variant in VARIANTS]
     variants = [one for one in variants if any(numbers.cell(one, *key).state == "value" for key in PAIRED.values())]
-    both = {name: [(one, _rival(numbers, one, name)) for one in variants] for name in RIVALS}
+    both = {name: [(one, rival(numbers, one, method)) for one in variants] for name, method in RIVALS.items()}
     rows = [
         Row(f"{what}: above {name}", tuple(_above(numbers, *pair, what) for pair in both[name]))
         for what in ("AutoAttack", "PGD-20", "clean accuracy")
@@ -53,15 +56,6 @@ def findings_table(numbers: Numbers, distance: str) -> Table:
     )
 
 
-RIVALS = ("the plain variant", "its control", "PGD-AT")
-
-
-def _rival(numbers: Numbers, ours: Subject, name: str) -> Subject:
-    if name == "PGD-AT":
-        return Subject.baseline(numbers.params, "pgd_at")
-    return Subject(ours.profile, "base" if name == "the plain variant" else "control", ours.variant, ours.seed)
-
-
 def _missing(*found: Cell) -> Entry:
     """Why there is no answer: the state of the first cell without a value, or that no seed has both."""
     return Entry(next((cell.state for cell in found if cell.state != "value"), "no common seed"))
@@ -72,13 +66,11 @@ def _above(numbers: Numbers, ours: Subject, other: Subject, what: str) -> Entry:
     found = list(pairs(numbers, ours, other, *metric).values())
     if not found:
         return _missing(numbers.cell(ours, *metric), numbers.cell(other, *metric))
-    each = [paired(*pair) for pair in found]
-    difference = sum(one.difference for one in each) / len(each)
+    difference = sum(paired(*pair).difference for pair in found) / len(found)
     low, high = mean_interval(found)
     verdict = "yes" if low > 0 else "no" if high < 0 else "open"
-    return Entry(
-        verdict, f"{100 * difference:+.1f}", f"[{100 * low:+.1f}, {100 * high:+.1f}] (n = {each[0].n}, {_seeds(found)})"
-    )
+    rests_on = f"(n = {len(per_image(found))}, {_seeds(found)})"
+    return Entry(verdict, f"{100 * difference:+.1f}", f"[{100 * low:+.1f}, {100 * high:+.1f}] {rests_on}")
 
 
 def _aligned(numbers: Numbers, ours: Subject, other: Subject) -> Entry:

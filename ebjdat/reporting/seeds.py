@@ -9,7 +9,7 @@ import numpy as np
 
 from ebjdat.config import VARIANTS
 from ebjdat.evaluation.statistics import Z95, Rate, paired, spread
-from ebjdat.reporting.comparisons import PAIRED, display_name
+from ebjdat.reporting.comparisons import PAIRED, display_name, rival
 from ebjdat.reporting.layout import Column, Entry, Row, Table
 from ebjdat.reporting.lookup import Numbers
 from ebjdat.subject import Subject
@@ -71,8 +71,8 @@ def seeds_table(numbers: Numbers) -> Table:
     for variant in VARIANTS:
         ours = Subject(profile, "ebjdat", variant, 0)
         for method in RIVALS:
-            rival = Subject(profile, method, variant if method in ("base", "control") else None, 0)
-            found = pairs(numbers, ours, rival, stage, metric)
+            other = rival(numbers, ours, method)
+            found = pairs(numbers, ours, other, stage, metric)
             if not found:
                 continue
             each = [100 * paired(*pair).difference for pair in found.values()]
@@ -84,9 +84,9 @@ def seeds_table(numbers: Numbers) -> Table:
                 Entry(f"{over.mean:+.1f}", f"±{over.deviation:.1f}" if over.seeds > 1 else ""),
                 Entry(f"[{100 * low:+.1f}, {100 * high:+.1f}]"),
                 Entry(f"{sign_flip_p(list(found.values())):.2g}"),
-                Entry(str(paired(*next(iter(found.values()))).n)),
+                Entry(str(len(per_image(list(found.values()))))),
             )
-            rows.append(Row(f"{display_name(ours)} vs. {display_name(rival)}", entries))
+            rows.append(Row(f"{display_name(ours)} vs. {display_name(other)}", entries))
     names = ("seeds", "difference per seed (points)", "mean", "interval", "p", "n")
     text = (
         f"Protocol standard, profile {profile}, AutoAttack (cascade), best checkpoints, test split. Both models of a "
