@@ -81,7 +81,7 @@ def policy() -> Table:
             (
                 Entry("bfloat16 in the profiles of CIFAR-10"),
                 Entry("tensor cores"),
-                Entry("as on the CPU, not run on one"),
+                Entry("not measured: no GPU at hand"),
             ),
         ),
         Row(

@@ -107,6 +107,7 @@ def results(subject: Subject, strength: float) -> dict[str, Result]:
     if not subject.is_baseline:
         energies |= {"energy/generated/mean": -6.4, "energy/gap-generated": -0.4}
         energies |= {"energy/overlap-generated": 0.7, "energy/overlap-all": 0.5 + strength / 5}
+        energies |= {"energy/overlap-all-fresh": 0.4 + strength / 5}
     values = {"clean": energies}
     found = {stage: Result(n=N, rates=rates, values=values.get(stage, {})) for stage, rates in by_stage.items()}
     merged = {name: one for rates in by_stage.values() for name, one in rates.items()}

@@ -145,6 +145,18 @@ def test_a_claim_measured_in_two_profiles_is_given_the_reason_of_each() -> None:
     assert reason.startswith("cifar10-cpu: another network (WRN-10-1); digits: published on cifar10, ours on digits")
 
 
+def test_a_claim_is_shown_with_its_note_and_the_radius_of_our_attack() -> None:
+    numbers = numbers_of(PARAMS, records_of(PARAMS, OURS))
+    page = claims.render(PARAMS, [numbers])[claims.PAGE_PATH]
+    for one in published.ALL:
+        assert one.note in page
+    smallest = next(one for one in published.in_table("Table 3") if "radius-0.5" in (one.metric or ""))
+    assert claims.attack_radius(smallest, numbers, "standard") == "16/255", "half of the nominal 32/255"
+    assert claims.attack_radius(smallest, numbers, "released") == "8/255"
+    assert claims.attack_radius(APGD, numbers, "standard") == "32/255"
+    assert claims.attack_radius(claim("Section 3", "FID", "EB-JDAT-SADAJEM"), numbers, "standard") == ""
+
+
 def test_every_known_training_radius_is_shown_apart() -> None:
     trained = full_size(eps=4 / 255)
     known = records_of(trained, OURS) + records_of(full_size(eps=8 / 255), OURS, 0.7)

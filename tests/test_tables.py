@@ -15,7 +15,7 @@ from ebjdat import files
 from ebjdat.config import Params
 from ebjdat.errors import UserError
 from ebjdat.evaluation.statistics import Rate, paired
-from ebjdat.protocols import RELEASED, STANDARD
+from ebjdat.protocols import PROTOCOLS, RELEASED, STANDARD
 from ebjdat.reporting import ledger, lookup, plots, published, readme, seeds, tables
 from ebjdat.reporting.comparisons import (
     _counts,
@@ -25,6 +25,8 @@ from ebjdat.reporting.comparisons import (
     masking_table,
     paired_table,
     reproduction_table,
+    seed_interval,
+    training_radius,
 )
 from ebjdat.reporting.findings import findings_table
 from ebjdat.reporting.layout import Column, Entry, Row, Table, document, escape, latex, markdown
@@ -211,20 +213,32 @@ def test_paired_comparisons_use_flags_of_shared_images() -> None:
     assert 0 < float(row["p"].text) <= 1
 
 
-def test_the_energy_verdict_compares_overlaps_within_the_spread() -> None:
-    numbers = numbers_of(PARAMS, records(seeds=(0, 1)))
+def test_the_energy_verdict_compares_overlaps_seed_by_seed() -> None:
+    known = records(seeds=(0, 1))
+    numbers = numbers_of(PARAMS, known)
     rows = cells(alignment_table(numbers))
-    assert rows["EB-JDAT-JEM++ vs. JEM++"]["first aligns"].text in {"less", "equally, within the spread"}
+    assert rows["EB-JDAT-JEM++ vs. JEM++"]["first aligns"].text == "less", "the difference is the same in both seeds"
     assert rows["EB-JDAT-JEM vs. JEM"]["first aligns"].text == "not known"
     single = cells(alignment_table(numbers_of(PARAMS, records())))
     assert single["EB-JDAT-JEM++ vs. JEM++"]["first aligns"].text == "less (one seed)"
+    one = next(
+        record for record in known if (record["stage"], record["method"], record["seed"]) == ("clean", "base", 1)
+    )
+    one["values"]["energy/overlap-all-fresh"] += 0.1
+    rows = cells(alignment_table(numbers_of(PARAMS, known)))
+    assert rows["EB-JDAT-JEM++ vs. JEM++"]["first aligns"].text == "not told apart"
+
+
+def test_the_interval_over_seeds_is_students_t() -> None:
+    low, high = seed_interval([1.0, 2.0, 3.0])
+    assert (low, high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), abs=1e-5)
 
 
 def test_the_masking_page_shows_verdict_numbers_and_rule() -> None:
     rows = cells(masking_table(numbers_of(PARAMS, records())))
     entry = rows["EB-JDAT-JEM++: standard/unbounded"]
     assert entry["verdict"].text == "pass"
-    assert "accuracy 0.0 %" in entry["numbers"].text
+    assert "accuracy: 0.0 %" in entry["numbers"].text
     assert "unbounded" in entry["rule"].text
     outdated = cells(masking_table(numbers_of(PARAMS, records_of(PARAMS, OURS, hash_of=other_code))))
     assert outdated["EB-JDAT-JEM++"]["verdict"].text == "stale"
@@ -235,7 +249,7 @@ def test_the_reproduction_page_counts_what_lies_inside() -> None:
     table = reproduction_table([row | {"inside": True}, row | {"inside": False, "metric": "k"}], "digits")
     assert "1 of 2 accuracies" in table.caption
     assert [r.entries[2].text for r in table.rows] == ["inside", "outside"]
-    assert "No other machine" in reproduction_table([], "digits").caption
+    assert "no answers of another machine" in reproduction_table([], "digits").caption
 
 
 # LaTeX structure
@@ -261,9 +275,10 @@ def cells_of_line(line: str) -> int:
 def test_cells_of_unequal_n_are_warned_about() -> None:
     assert _counts({"clean": {397}}) == "397 test images"
     assert _counts({"clean": {397}, "autoattack": {64}}) == (
-        "397 (clean), 64 (autoattack) test images; cells of unequal n are not about the same images"
+        "397 (clean and PGD-20), 64 (AutoAttack and its attacks) test images, each the first n of the split: cells of "
+        "unequal n are not about the same images, and the first may be easier or harder than all"
     )
-    assert _counts({"clean": {64, 397}}).startswith("64 to 397, UNEQUAL (clean) test images; cells of unequal n")
+    assert _counts({"eot": {64, 397}}).startswith("64 to 397, UNEQUAL (EOT-PGD) test images, each the first n")
     known = records()
     generated = next(record for record in known if record["stage"] == "generate")
     generated["warnings"] = {"generation/test-fid": ["10000 images instead of 50000: not at equal n"]}
@@ -300,14 +315,62 @@ def findings(known: list[Record]) -> dict[str, Entry]:
     return {question: row["EB-JDAT-JEM++"] for question, row in table.items()}
 
 
-@pytest.mark.parametrize(("ours", "verdict"), [(0.95, "yes"), (0.5, "open"), (0.1, "no")])
+@pytest.mark.parametrize(("ours", "verdict"), [(0.95, "yes, this pair"), (0.5, "open"), (0.1, "no, this pair")])
 def test_a_finding_is_yes_or_no_where_the_interval_of_the_difference_excludes_0(ours: float, verdict: str) -> None:
     known = records_of(PARAMS, OURS, ours) + records_of(PARAMS, PGD_AT, 0.5)
     found = findings(known)
     assert found["PGD-20: above PGD-AT"].text == verdict
     assert found["PGD-20: above PGD-AT"].interval.endswith("(n = 80, one seed)")
     assert found["PGD-20: above its control"].text == "not run"
-    assert found["energies: aligned more than in PGD-AT"].text == "open", "one seed has no spread"
+    question = "energies: aligned more than in PGD-AT (clean and adversarial)"
+    assert found[question].text == "open", "one seed has no spread"
+
+
+@pytest.mark.parametrize(("theirs", "verdict"), [((0.5, 0.45, 0.5), "yes"), ((0.1, 0.5, 0.9), "open")])
+def test_over_seeds_a_finding_needs_the_seeds_to_agree_too(theirs: tuple[float, ...], verdict: str) -> None:
+    known = []
+    for seed, accuracy in enumerate(theirs):
+        known += records_of(PARAMS, dataclasses.replace(OURS, seed=seed), 0.95)
+        known += records_of(PARAMS, dataclasses.replace(PGD_AT, seed=seed), accuracy)
+    found = findings(known)["PGD-20: above PGD-AT"]
+    assert found.interval.startswith("[+"), "the interval over images excludes 0 in both"
+    assert found.text == verdict
+
+
+def test_captions_say_radius_and_energy_term_of_training() -> None:
+    numbers = numbers_of(PARAMS, records())
+    caption = tables.table1(numbers, STANDARD).caption
+    assert "Adversarial training at 32/255." in caption
+    assert "Energy term of EB-JDAT: reading cross_entropy, w2 = 0.1." in caption
+    assert "Energy term" not in tables.readings_table(numbers, "classifier-frechet").caption, "its rows differ in it"
+    assert training_radius(numbers, [dataclasses.replace(OURS, method="base")]) == "", "met no adversarial images"
+
+
+def test_the_trade_off_of_each_protocol_shows_the_distance_of_that_protocol() -> None:
+    known = records()
+    values = next(r["values"] for r in known if (r["stage"], r["method"]) == ("generate", "ebjdat"))
+    values["generation/classifier-frechet"], values["generation/released-classifier-frechet"] = 1.25, 2.5
+    column = "generation: classifier-frechet"
+    shown = [cells(tables.section3(numbers_of(PARAMS, known), p))["EB-JDAT-JEM++"][column] for p in PROTOCOLS.values()]
+    assert [entry.text for entry in shown] == ["1.25", "2.50"]
+
+
+def test_the_settings_of_a_cell_are_those_of_its_protocol() -> None:
+    rows = cells(tables.settings_table(numbers_of(PARAMS, [])))
+    assert rows["radius r"] == {"standard": Entry("32/255"), "released": Entry("16/255")}
+    assert rows["PGD-20"]["standard"].text == "20 steps of 0.25 r, one random start"
+    assert "SQUARE: 5000 queries" in rows["Table 1, each attack alone"]["released"].text
+    assert "APGD-CE: 20 steps" in rows["Table 1, each attack alone"]["released"].text
+    assert "20 steps of 0.125 r at every radius" in rows["Table 3, EOT-PGD"]["standard"].text
+
+
+def test_the_self_test_of_the_harness_is_shown_once() -> None:
+    known = records_of(PARAMS, OURS)
+    masking = next(record for record in known if record["stage"] == "masking")
+    audit = {"verdict": "shown", "numbers": {"planted": 1.0}, "rule": "finds what is planted"}
+    masking["audits"] |= {f"{name}/self-test": dict(audit) for name in PROTOCOLS}
+    labels = [row.label for row in masking_table(numbers_of(PARAMS, known)).rows]
+    assert labels.count("EB-JDAT-JEM++: self-test") == 1
 
 
 def test_a_finding_about_samples_counts_the_seeds_where_both_distances_are_known() -> None:

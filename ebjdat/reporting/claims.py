@@ -9,6 +9,7 @@ every other pair is shown and called not comparable, with the reason.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,7 +162,7 @@ def not_comparable(claim: Published, numbers: Numbers, protocol: str, train_eps:
     if profile.data.dataset != claim.dataset:
         return f"published on {claim.dataset}, ours on {profile.data.dataset}: another data set"
     if claim.kind == "cost":
-        return "hours on another device"
+        return "hours on another device; ours are in the side files of the records, not here"
     if claim.kind == "transfer":
         return claim.note
     if (profile.network.depth, profile.network.width) != REFERENCE_NETWORK:
@@ -268,10 +269,17 @@ def _page(params: Params, entries: Sequence[Mapping[str, Any]], everything: Sequ
     for claim, one in zip(published.ALL, entries, strict=True):
         hand = " (second-hand)" if claim.second_hand else ""
         where, verdict = f"{claim.table}{hand}", one["verdict"]
-        cells = [where, claim.row, claim.column, claim.text(), _ours(claim, everything), verdict, one["reason"]]
+        cells = [where, claim.row, claim.column, claim.text(), _ours(claim, everything), verdict, explained(one)]
         lines.append("| " + " | ".join(cells) + " |")
     commands = sorted({one["command"] for claim in entries for one in claim["ours"]})
-    lines += ["", "## Commands", "", "The runs behind these numbers, and where to get those that are missing:", ""]
+    lines += [
+        "",
+        "## Commands",
+        "",
+        "The runs behind these numbers; the studies in `studies/`, run by `python -m stages.campaign`, give several "
+        "rows and seeds at once. The last command begins what is missing: for another row give its variant and method.",
+        "",
+    ]
     lines += [f"- `{command}`" for command in (*commands, _comparable_command(params))]
     return "\n".join(lines) + "\n"
 
@@ -280,8 +288,8 @@ _RULES = (
     "Rules. The released code at 327ea16 attacks images that are already in [-1, 1] with an eps of that scale, which "
     "is half of the printed radius in pixel units, in training and in every evaluation. A published robust number is "
     f"called reproduced or not only by a model trained at {as_fraction(RELEASED_EPS)} under the protocol released, on "
-    "WRN-28-10 and CIFAR-10; any other measured number is not comparable. Reproduced: the published value meets our "
-    f"95 % Wilson interval, widened by {NOISE_FLOOR:g} points (the noise between published runs, inferred); a "
+    "WRN-28-10 and CIFAR-10; any other pair is not comparable, nor are hours. Reproduced: the published value meets "
+    f"our 95 % Wilson interval, widened by {NOISE_FLOOR:g} points (the noise between published runs, inferred); a "
     f"distance: within {100 * GENERATION_TOLERANCE:g} %. Table 2's surrogate, radius and steps are not stated, so its "
     "cells are never called reproduced. Second-hand: from public reading notes, the paper itself was not at hand.",
 )
@@ -296,8 +304,24 @@ def _ours(claim: Published, everything: Sequence[Numbers]) -> str:
             if one.cell.state == "value":
                 text = " ".join(filter(None, show(one.cell)))
                 count = f", n = {one.cell.n}" if one.cell.n else ""
-                parts.append(f"{one.protocol}: {text} ({one.profile}, trained at {as_fraction(one.train_eps)}{count})")
+                at = attack_radius(claim, numbers, one.protocol)
+                where = f"{one.profile}, trained at {as_fraction(one.train_eps)}{count}"
+                parts.append(f"{one.protocol}{f' at {at}' if at else ''}: {text} ({where})")
     return "<br>".join(parts) or "not run"
+
+
+def explained(one: Mapping[str, Any]) -> str:
+    """The reason of a verdict, with what a reader must know about the published number besides."""
+    return one["reason"] if not one["note"] or one["note"] in one["reason"] else f"{one['reason']}. Note: {one['note']}"
+
+
+def attack_radius(claim: Published, numbers: Numbers, protocol: str) -> str:
+    """The radius of our number for a claim, pixel units; empty where nothing is attacked."""
+    if claim.kind not in ("robust", "transfer"):
+        return ""
+    multiple = re.search(r"radius-([0-9.]+)", claim.metric or "")
+    radius = PROTOCOLS[protocol].radius(numbers.profile.evaluation.radius)
+    return as_fraction(radius * (float(multiple[1]) if multiple else 1.0))
 
 
 def _comparable_command(params: Params) -> str:

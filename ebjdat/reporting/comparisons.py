@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from scipy import stats
+
 from ebjdat.config import BASELINES, METHODS, VARIANTS
-from ebjdat.evaluation.statistics import paired
+from ebjdat.evaluation.statistics import paired, spread
 from ebjdat.protocols import PROTOCOLS, Protocol, as_fraction
 from ebjdat.reporting.layout import EMPTY, Column, Entry, Row, Table
 from ebjdat.reporting.lookup import Cell, Numbers, show_percent, show_value
@@ -48,9 +51,20 @@ def all_subjects(numbers: Numbers) -> list[Subject]:
 
 
 def caption(
-    numbers: Numbers, protocol: Protocol | None, cells: Iterable[tuple[Subject, Metric]], extra: str = ""
+    numbers: Numbers,
+    protocol: Protocol | None,
+    cells: Iterable[tuple[Subject, Metric]],
+    extra: str = "",
+    *,
+    terms: bool = True,
 ) -> str:
-    """Protocol, images, seeds, profile and how to read a cell."""
+    """Protocol, images, seeds, profile, what the models were trained with, and how to read a cell.
+
+    Args:
+        cells: what the table shows, model and metric.
+        extra: the end of the caption.
+        terms: say which energy term EB-JDAT has; not where the rows differ in it.
+    """
     asked = list(cells)
     found = [numbers.cell(subject, *metric) for subject, metric in asked]
     counts: dict[str, set[int]] = {}
@@ -68,9 +82,44 @@ def caption(
     if len(seeds) > 1:
         interval = "; the interval is that of the mean, as if from n images" if counts else ""
         parts.append(f"Several seeds: mean ± standard deviation (number of seeds){interval}.")
-    if any(subject.method == "control" and cell.readings for (subject, _), cell in zip(asked, found, strict=True)):
+    here = dict.fromkeys(subject for (subject, _), cell in zip(asked, found, strict=True) if cell.readings)
+    parts.append(training_radius(numbers, here))
+    if terms:
+        parts.append(energy_terms(numbers, here))
+    if any(subject.method == "control" for subject in here):
         parts.append("Control: EB-JDAT without its energy term.")
+    parts = [part for part in parts if part]
     return " ".join([*parts, extra]).strip()
+
+
+def training_radius(numbers: Numbers, subjects: Iterable[Subject]) -> str:
+    """At which radius those of the models that meet adversarial images were trained, in a sentence."""
+    methods = ("ebjdat", "control", "pgd_at", "trades")
+    radii = {one.schedule(numbers.params).train_eps for one in subjects if one.method in methods}
+    shown = " and ".join(as_fraction(radius) for radius in sorted(radii))
+    return f"Adversarial training at {shown}." if radii else ""
+
+
+def energy_terms(numbers: Numbers, subjects: Iterable[Subject]) -> str:
+    """Reading and weight of the energy term of those models that have one, in a sentence."""
+    variants: dict[str, list[str]] = {}
+    for one in subjects:
+        recipe = one.recipe(numbers.params) if one.method == "ebjdat" else None
+        if recipe is not None and one.variant is not None:
+            term = f"reading {recipe.reading}, w2 = {recipe.w_energy:g}"
+            variants.setdefault(term, []).append(_VARIANT_NAMES[one.variant])
+    if len(variants) == 1:
+        return f"Energy term of EB-JDAT: {next(iter(variants))}."
+    terms = "; ".join(f"{term} ({', '.join(names)})" for term, names in variants.items())
+    return f"Energy term of EB-JDAT: {terms}." if terms else ""
+
+
+_STAGE_NAMES = {
+    "clean": "clean and PGD-20",
+    "autoattack": "AutoAttack and its attacks",
+    "sweep": "APGD-CE",
+    "eot": "EOT-PGD",
+}
 
 
 def _counts(by_stage: Mapping[str, set[int]]) -> str:
@@ -80,8 +129,11 @@ def _counts(by_stage: Mapping[str, set[int]]) -> str:
     parts = []
     for stage, counts in by_stage.items():
         span = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}, UNEQUAL"
-        parts.append(f"{span} ({stage})")
-    return f"{', '.join(parts)} test images; cells of unequal n are not about the same images"
+        parts.append(f"{span} ({_STAGE_NAMES.get(stage, stage)})")
+    return (
+        f"{', '.join(parts)} test images, each the first n of the split: cells of unequal n are not about the same "
+        "images, and the first may be easier or harder than all"
+    )
 
 
 def _describe(protocol: Protocol, nominal: float) -> str:
@@ -164,9 +216,13 @@ def energy_table(numbers: Numbers) -> Table:
     return Table("energies", "Energies of clean, adversarial and generated images", text, "Model", tuple(columns), rows)
 
 
-def alignment(numbers: Numbers, ours: Subject, other: Subject) -> tuple[str, Cell, Cell, str]:
-    """Which overlap of energies is compared, that of both models, and whose is larger, in words."""
-    name = "overlap-adversarial" if other.is_baseline else "overlap-all"
+def alignment(numbers: Numbers, ours: Subject, other: Subject, fresh: bool = False) -> tuple[str, Cell, Cell, str]:
+    """Which overlap of energies is compared, that of both models, and whose is larger, in words.
+
+    Args:
+        fresh: generated images are those of fresh chains, not of the replay buffer.
+    """
+    name = "overlap-adversarial" if other.is_baseline else "overlap-all-fresh" if fresh else "overlap-all"
     first, second = (numbers.cell(subject, "clean", f"energy/{name}") for subject in (ours, other))
     return name, first, second, _more(first, second)
 
@@ -176,16 +232,19 @@ def alignment_table(numbers: Numbers) -> Table:
     rows = []
     for variant in VARIANTS:
         ours = Subject(numbers.params.profile, "ebjdat", variant, numbers.params.seed)
-        for other in (rival(numbers, ours, method) for method in ("base", "control", "pgd_at")):
-            name, first, second, direction = alignment(numbers, ours, other)
+        twice = [(method, fresh) for method in ("base", "control") for fresh in (False, True)]
+        for method, fresh in (*twice, ("pgd_at", False), ("trades", False)):
+            other = rival(numbers, ours, method)
+            name, first, second, direction = alignment(numbers, ours, other, fresh)
             entries = Entry(name), show_value(first), show_value(second), Entry(direction)
             rows.append(Row(f"{display_name(ours)} vs. {display_name(other)}", entries))
     columns = tuple(Column(name) for name in ("overlap of", "first", "second", "first aligns"))
     text = (
-        f"Profile {numbers.params.profile}. With several seeds, a difference smaller than the two standard deviations "
-        "together is no difference; a single seed gives a direction without a noise estimate. PGD-AT generates "
-        "nothing, so clean and adversarial images are compared there."
-    )
+        f"Profile {numbers.params.profile}. overlap-all: of clean, adversarial and generated images together, these "
+        "from the replay buffer, or from fresh chains (overlap-all-fresh); baselines generate nothing, so clean and "
+        "adversarial images are compared there. More or less: the 95 % t interval of the differences per seed excludes "
+        "0, which few seeds rarely reach; a single seed gives a direction without a noise estimate. "
+    ) + energy_terms(numbers, (Subject(numbers.params.profile, "ebjdat", v, 0) for v in VARIANTS))
     return Table(
         "alignment", "Alignment of the energies: EB-JDAT against the others", text, "Models", columns, tuple(rows)
     )
@@ -194,11 +253,26 @@ def alignment_table(numbers: Numbers) -> Table:
 def _more(first: Cell, second: Cell) -> str:
     if first.state != "value" or second.state != "value":
         return "not known"
-    a, b = first.spread, second.spread
-    if abs(a.mean - b.mean) <= a.deviation + b.deviation:
-        return "equally, within the spread"
-    seeds = min(a.seeds, b.seeds)
-    return ("more" if a.mean > b.mean else "less") + (" (one seed)" if seeds == 1 else "")
+    differences = per_seed(first, second)
+    if not differences:
+        return "no common seed"
+    if len(differences) == 1:
+        return ("more" if differences[0] > 0 else "less") + " (one seed)"
+    low, high = seed_interval(differences)
+    return "more" if low > 0 else "less" if high < 0 else "not told apart"
+
+
+def per_seed(first: Cell, second: Cell) -> list[float]:
+    """First minus second for every seed that both have."""
+    values = {reading.seed: reading.value for reading in second.readings}
+    return [reading.value - values[reading.seed] for reading in first.readings if reading.seed in values]
+
+
+def seed_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % Student t interval of the mean of one number per training run; at least two of them."""
+    over = spread(values)
+    half = float(stats.t.ppf(0.975, over.seeds - 1)) * over.deviation / math.sqrt(over.seeds)
+    return over.mean - half, over.mean + half
 
 
 def calibration_table(numbers: Numbers) -> Table:
@@ -259,9 +333,12 @@ def masking_rows(numbers: Numbers, subject: Subject, prefix: str) -> list[Row]:
     record, rows = numbers.record(subject, "masking"), []
     for name, audit in sorted(record["audits"].items() if record else ()):
         numbers_by_name = sorted(audit["numbers"].items(), key=lambda item: _natural(item[0]))
-        values = ", ".join(f"{key} {_short(value)}" for key, value in numbers_by_name)
+        values = "; ".join(f"{key}: {_short(value)}" for key, value in numbers_by_name)
         verdict = _MASKING_WORDS[audit["verdict"]]
-        rows.append(Row(prefix + name, (Entry(verdict), Entry(values), Entry(audit["rule"]))))
+        label = name.split("/", 1)[1] if name.endswith("/self-test") else name
+        row = Row(prefix + label, (Entry(verdict), Entry(values), Entry(audit["rule"])))
+        if row not in rows:  # the self-test belongs to the harness, not to a protocol
+            rows.append(row)
     return rows
 
 
@@ -277,8 +354,11 @@ def masking_table(numbers: Numbers) -> Table:
     text = (
         f"Profile {numbers.params.profile}, seed {numbers.params.seed}. Indicators after Athalye et al. (2018) and "
         "the supplement's section 1. By the 95 % intervals of the paired differences that an indicator compares: pass, "
-        "all lie within its tolerance; FAIL, one lies wholly beyond it; not rejected, otherwise: no sign of masking, "
-        "but this many images do not show the opposite."
+        "all lie within its tolerance; FAIL, one lies wholly beyond it; not rejected, otherwise. Not rejected is no "
+        "sign of masking: attacks that have converged agree on every image, their difference is 0 with an interval on "
+        "both sides, and no number of images makes that a pass; a tolerance of 2 points needs more than about 140. "
+        "Self-test: of the harness, under no protocol; APGD-CE with 100 steps, on the undefended network at twice the "
+        "nominal radius."
     )
     columns = (Column("verdict"), Column("numbers"), Column("rule"))
     return Table("masking", "Gradient masking report", text, "Model: indicator", columns, tuple(rows))
@@ -311,6 +391,6 @@ def reproduction_table(rows: Sequence[Mapping[str, Any]], profile: str) -> Table
         f"Profile {profile}. Another processor or thread count gives other last digits; ours count in all tables. "
         f"{inside} of {rates} accuracies lie inside the 95 % interval of the committed ones."
         if rows
-        else f"Profile {profile}. No other machine has answered the same questions differently."
+        else f"Profile {profile}. The store and the ledger hold no answers of another machine that differ from these."
     )
     return Table("reproduction", "Reproduction check", text, "Model, stage, metric", columns, tuple(body))

@@ -53,7 +53,12 @@ def readings_table(numbers: Numbers, distance: str) -> Table:
     ]
     values: list[tuple[Column, Metric]] = [
         (Column("E(x_adv) - E(x)"), ("clean", "energy/gap-adversarial")),
-        (Column(distance), ("generate", f"generation/{distance}")),
+        (Column("clean and adversarial", "overlap"), ("clean", "energy/overlap-adversarial")),
+        (Column("all", "overlap"), ("clean", "energy/overlap-all")),
+        (Column("all, fresh chains", "overlap"), ("clean", "energy/overlap-all-fresh")),
+        (Column("start", distance), ("generate", f"generation/start-{distance}")),
+        (Column("samples", distance), ("generate", f"generation/{distance}")),
+        (Column("buffer", distance), ("generate", f"generation/buffer-{distance}")),
     ]
     rows, asked = [], []
     for recipe in _recipes(numbers, ours):
@@ -61,6 +66,8 @@ def readings_table(numbers: Numbers, distance: str) -> Table:
         if at.cell(ours, *accuracies[0][1]).state == "value":
             rows.append((_label(recipe), ours, at))
     rows.append(("control: no energy term", control, numbers))
+    plain = Subject(ours.profile, "base", variant, ours.seed)
+    rows.append((f"{display_name(plain)}: no adversarial images", plain, numbers))
     body = []
     for label, subject, at in rows:
         entries = [show_percent(at.cell(subject, *metric)) for _, metric in accuracies]
@@ -68,6 +75,12 @@ def readings_table(numbers: Numbers, distance: str) -> Table:
         body.append(Row(label, tuple(entries)))
         asked += [(subject, metric) for _, metric in accuracies]
     title = f"Readings of the adversarial term, {display_name(ours)}"
-    extra = "Mean and standard deviation over seeds where several were run; the gap is in nats, its sign is measured."
+    extra = (
+        "Mean and standard deviation over seeds where several were run; the gap is in nats, its sign is measured. "
+        "Overlap: of the energies of clean, adversarial and generated (all; buffer or fresh chains) images, in [0, 1]. "
+        "Samples or a buffer farther from the data than the start: generation got worse than its initialisation."
+    )
     columns = tuple(column for column, _ in (*accuracies, *values))
-    return Table("readings", title, caption(numbers, STANDARD, asked, extra), "Reading", columns, tuple(body))
+    return Table(
+        "readings", title, caption(numbers, STANDARD, asked, extra, terms=False), "Reading", columns, tuple(body)
+    )

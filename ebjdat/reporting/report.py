@@ -433,7 +433,7 @@ def _claim_table(known: Sequence[published.Published], everything: Sequence[Numb
         one = claims.entry(claim, everything)
         hand = " (second-hand)" if claim.second_hand else ""
         ours = "; ".join(_ours(found) for found in one["ours"] if found["value"] is not None) or "not run"
-        entries = (claim.text(), ours, one["verdict"], one["reason"])
+        entries = (claim.text(), ours, one["verdict"], claims.explained(one))
         rows.append(Row(f"{claim.table}{hand}: {claim.row}, {claim.column}", tuple(Entry(text) for text in entries)))
     columns = tuple(Column(name) for name in ("published", "ours", "verdict", "reason"))
     text = "Published on CIFAR-10. Ours: protocol, value, 95 % interval, profile and training radius."

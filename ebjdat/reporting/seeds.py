@@ -90,7 +90,8 @@ def seeds_table(numbers: Numbers) -> Table:
     names = ("seeds", "difference per seed (points)", "mean", "interval", "p", "n")
     text = (
         f"Protocol standard, profile {profile}, AutoAttack (cascade), best checkpoints, test split. Both models of a "
-        "pair have the same seed and images. Interval: 95 %, of the mean difference, over the n images "
+        "pair have the same images; only the control shares EB-JDAT's initial weights and random numbers, for the "
+        "others an equal seed is an independent run. Interval: 95 %, of the mean difference, over the n images "
         "(Bonett and Price; an image counts with its mean over seeds); p: exact, two-sided, by sign flips of images "
         "with all their seeds. Neither includes what further seeds would give: that is the spread."
     )

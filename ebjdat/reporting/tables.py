@@ -34,6 +34,7 @@ from ebjdat.reporting.layout import EMPTY, Column, Entry, Row, Table, document, 
 from ebjdat.reporting.lookup import Numbers, load_numbers, show_percent, show_value, with_recorded_code
 from ebjdat.reporting.readings import readings_table
 from ebjdat.reporting.seeds import seeds_table
+from ebjdat.reporting.settings import settings_table
 from ebjdat.subject import Subject
 
 
@@ -88,6 +89,11 @@ def _accuracy_table(
             entries = [by_metric.get((row, key)) for _, key in cells]
             shown = tuple(Entry(one.text()) if one else EMPTY for one in entries)
             body.append(Row(f"{row} (published, as printed)", shown, rule=True))
+        extra += (
+            " Published: WRN-28-10, and radii as printed, which are most likely half as large in pixel units "
+            "(inferred; the claim ledger says why); a row without radii stands at the printed 8/255, a column of "
+            "another radius at the same multiple of it."
+        )
     asked = [(subject, cell) for _, subject in rows for cell in cells]
     heads = tuple(column for column, _ in columns)
     return Table(
@@ -136,9 +142,10 @@ def table2(numbers: Numbers, protocol: Protocol) -> Table:
     main = [("TRADES", trades), _ours(numbers), ("PGD-AT (surrogate, white-box)", white)]
     rows = main + [row for row in _others(numbers, [columns[0][1]]) if row[1] not in (trades, white)]
     extra = (
-        f"Robust accuracy (%); {protocol.transfer.steps} steps; N: neighbours of VMI and VNI; worst case: over all "
-        "attacks; a model's own column is white-box and is left out of the last one. Tables 1 and 2 cannot be compared "
-        "as published: surrogate, radius and steps of the second are not stated."
+        f"Robust accuracy (%); {protocol.transfer.steps} steps of {protocol.transfer.step:g} r; N: neighbours of VMI "
+        "and VNI; worst case: over all attacks. A model's own column is white-box and is left out of the last one, so "
+        "a model that is a surrogate itself meets one surrogate less there: that column does not rank models. Tables 1 "
+        "and 2 cannot be compared as published: surrogate, radius and steps of the second are not stated."
     )
     return _accuracy_table(
         numbers, protocol, "table2", "Table 2: robustness under transfer attacks", columns, rows, "Table 2", extra
@@ -265,7 +272,8 @@ def section2(numbers: Numbers) -> Table:
     asked = [(subject, ("generate", keys[1])) for subject in compared]
     extra = (
         f"Distances ({distance}, {kernel}): lower is better, compared at equal n = "
-        f"{numbers.profile.evaluation.generation.samples} samples only; start: the chains' initial distribution; "
+        f"{numbers.profile.evaluation.generation.samples} samples only; samples: fresh chains of "
+        f"{numbers.profile.evaluation.generation.chain_steps} steps; start: the chains' initial distribution; "
         "test images: real ones, the floor; released protocol: its own filter and"
         " reference set, not comparable with the others." + _unequal(numbers, compared)
     )
@@ -278,6 +286,7 @@ def section3(numbers: Numbers, protocol: Protocol) -> Table:
     p, distance = protocol.name, generation_names(numbers)[0]
     overall = ("autoattack", "AutoAttack") if protocol.table1.cascade else ("union", "union of attacks")
     robust = [("clean", f"{p}/pgd-20"), ("autoattack", f"{p}/{overall[0]}")]
+    as_released = "released-" if p == "released" else ""
     columns = [
         Column("PGD-20", "robustness (%)"),
         Column(f"PGD-20, images of {overall[1]}", "robustness (%)"),
@@ -297,7 +306,7 @@ def section3(numbers: Numbers, protocol: Protocol) -> Table:
         entries = [show_percent(numbers.cell(subject, *cell)) for cell in (*robust, ("clean", f"{p}/clean"))]
         same = numbers.cell_beside(subject, *robust[0], numbers.cell(subject, *robust[1]))
         entries.insert(1, show_percent(same))
-        generated = numbers.cell(subject, "generate", f"generation/{distance}")
+        generated = numbers.cell(subject, "generate", f"generation/{as_released}{distance}")
         entries.append(EMPTY if subject.is_baseline else show_value(generated))
         if known:
             entries += [_published_entry(known, name, column) for column in ("Robustness", "Accuracy", "FID")]
@@ -305,8 +314,15 @@ def section3(numbers: Numbers, protocol: Protocol) -> Table:
     asked = [(subject, cell) for subject in subjects for cell in (*robust, ("clean", f"{p}/clean"))]
     extra = (
         f"Compare {overall[1]} with PGD-20 on its images, not with PGD-20 on all. "
-        f"Generation: {distance}, lower is better; baselines do not generate."
+        f"PGD-20: steps of {protocol.pgd.step:g} r, one random start. Generation: {distance}, lower is better, "
+        f"fresh chains of {numbers.profile.evaluation.generation.chain_steps} steps"
+        + (", with this protocol's filter and reference set" if as_released else "")
+        + "; baselines do not generate."
     )
+    if known:
+        extra += " Published: WRN-28-10, robustness most likely PGD-20 at 4/255 in pixel units (inferred)" + (
+            "." if distance == "fid" else f", FID from Inception features, which {distance} cannot be compared with."
+        )
     title = f"Section 3: robustness, accuracy and generation, protocol {p}"
     return Table(f"tradeoff-{p}", title, caption(numbers, protocol, asked, extra), "Model", tuple(columns), tuple(rows))
 
@@ -328,6 +344,7 @@ def pages(numbers: Numbers) -> dict[str, list[Table]]:
         "readings": [readings_table(numbers, generation_names(numbers)[0])],
         "seeds": [seeds_table(numbers)],
         "findings": [findings_table(numbers, generation_names(numbers)[0])],
+        "settings": [settings_table(numbers)],
     }
 
 
