@@ -107,7 +107,7 @@ def test_the_published_layout_is_kept_and_our_columns_stand_to_the_right() -> No
     assert [column.label for column in second.columns][:4] == ["PGD", "MI-FGSM", "VMI-FGSM", "VNI-FGSM"]
     surrogates = ["PGD-AT", "Undefended", "EB-JDAT-JEM++", "EB-JDAT-SADAJEM"]
     assert [column.label for column in second.columns][4:] == [*surrogates, "all of them"]
-    assert [row.label for row in second.rows][:3] == ["TRADES", "Ours (EB-JDAT-JEM++)", "PGD-AT (surrogate, white-box)"]
+    assert [row.label for row in second.rows][:3] == ["TRADES", "Ours (EB-JDAT-JEM++)", "PGD-AT (the surrogate)"]
     third = [column.label for column in tables.table3(numbers, STANDARD).columns]
     assert third == [
         "16/255",
@@ -353,6 +353,18 @@ def test_the_trade_off_of_each_protocol_shows_the_distance_of_that_protocol() ->
     column = "generation: classifier-frechet"
     shown = [cells(tables.section3(numbers_of(PARAMS, known), p))["EB-JDAT-JEM++"][column] for p in PROTOCOLS.values()]
     assert [entry.text for entry in shown] == ["1.25", "2.50"]
+
+
+def test_a_cell_of_table_2_says_where_the_surrogate_is_the_model_itself() -> None:
+    known = records()
+    for record in (one for one in known if one["stage"] == "transfer"):
+        record["rates"]["standard/transfer/ebjdat-jempp/worst"] = record["rates"]["standard/transfer/worst"]
+    rows = cells(tables.table2(numbers_of(PARAMS, known), STANDARD))
+    marked = {(name, head) for name, row in rows.items() for head, e in row.items() if e.interval.endswith("white-box")}
+    own = {head for head in rows["TRADES"] if head.startswith("from PGD-AT") or head.endswith("from: PGD-AT")}
+    assert {head for name, head in marked if name == "PGD-AT (the surrogate)"} == own
+    assert {head for name, head in marked if name.startswith("Ours")} == {"worst case per image, from: EB-JDAT-JEM++"}
+    assert not [name for name, _ in marked if name == "TRADES"]
 
 
 def test_the_settings_of_a_cell_are_those_of_its_protocol() -> None:

@@ -103,7 +103,7 @@ def training_radius(numbers: Numbers, subjects: Iterable[Subject]) -> str:
 def energy_terms(numbers: Numbers, subjects: Iterable[Subject]) -> str:
     """Reading and weight of the energy term of those models that have one, in a sentence."""
     variants: dict[str, list[str]] = {}
-    for one in subjects:
+    for one in sorted(subjects, key=lambda one: VARIANTS.index(one.variant) if one.variant in VARIANTS else -1):
         recipe = one.recipe(numbers.params) if one.method == "ebjdat" else None
         if recipe is not None and one.variant is not None:
             term = f"reading {recipe.reading}, w2 = {recipe.w_energy:g}"
