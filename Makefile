@@ -32,7 +32,7 @@ repro: env
 	@echo "done: open results/<profile>/report.html (digits unless params.yaml says otherwise), results/claims.md"
 
 test: env
-	python -m pytest
+	python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 lint: env
 	ruff check .
