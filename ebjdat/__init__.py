@@ -12,6 +12,8 @@ from typing import Any as _Any
 
 __all__ = ["Classifier", "export", "load"]
 
+__version__ = "0.1.0"
+
 _HOMES = {"Classifier": "ebjdat.api", "load": "ebjdat.api", "export": "ebjdat.exporting"}
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import queue
 import shutil
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ import yaml
 
 from ebjdat import files, provenance
 from ebjdat.config import BASELINES, Params, parse_params
-from ebjdat.errors import UserError
+from ebjdat.errors import Unfinished, UserError
 from ebjdat.progress import duration
 from ebjdat.subject import EVALUATIONS, Subject, data_digest
 
@@ -101,10 +102,12 @@ def read_study(
     try:
         study = yaml.safe_load(path.read_text(encoding="utf-8"))
         base = yaml.safe_load(params_file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read as a study ({' '.join(str(error).split())})") from None
     if not isinstance(study, dict) or set(study) != {"stages", "rows"} or not isinstance(study["rows"], list):
         raise UserError(f"{path}: expected the keys `stages` and `rows`")
+    if not isinstance(study["stages"], list):
+        raise UserError(f"{path}: stages: expected a list such as [clean, autoattack], got {study['stages']!r}")
     wanted = study["stages"] if stages is None else list(stages)
     unknown = [stage for stage in wanted if stage not in EVALUATIONS]
     if unknown:
@@ -115,12 +118,14 @@ def read_study(
 
 
 def _row(where: str, overrides: Any, base: dict[str, Any], stages: list[str]) -> Row:
-    if not isinstance(overrides, dict):
+    if not isinstance(overrides, dict) or not all(isinstance(key, str) for key in overrides):
         raise UserError(f"{where}: expected a mapping of parameter keys to values, got {overrides!r}")
     raw = copy.deepcopy(base)
     profile = str(overrides.get("profile", raw.get("profile")))
     overrides = {key.replace("${profile}", profile): value for key, value in overrides.items()}
     for key, value in overrides.items():
+        if ".data." in key:
+            raise UserError(f"{where}: {key}: all rows of a profile share data/{profile}; set it in params.yaml")
         if key != "model":
             _set(raw, key, value, where)
     try:
@@ -179,8 +184,13 @@ def _reference(row: Row) -> Path:
 
 
 def environment_of(root: Path) -> dict[str, str]:
-    """What every command of a campaign is told: where its store and its unfinished work lie."""
-    return dict(os.environ, DVC_ROOT=str(files.main_checkout()), EBJDAT_SCRATCH=str(root.resolve() / "scratch"))
+    """What every command of a campaign is told: where store and unfinished work lie, and how long it has to end."""
+    return dict(
+        os.environ,
+        DVC_ROOT=str(files.main_checkout()),
+        EBJDAT_SCRATCH=str(root.resolve() / "scratch"),
+        TORCH_ELASTIC_SHUTDOWN_TIMEOUT=str(int(GRACE) - 10),  # torchrun ends its processes before it is killed itself
+    )
 
 
 def pending(row: Row, folder: Path) -> list[list[str]]:
@@ -204,10 +214,17 @@ def pending(row: Row, folder: Path) -> list[list[str]]:
         retrained |= training
         if stage == "transfer":
             left += _surrogates_left(row, folder, data)
-        if stage == "generate" and not _done(folder / _reference(row) / "manifest.json", "data", data):
+        if stage == "generate" and not _has_reference(row, folder, data):
             left.append([REFERENCE])
         left.append(command)
     return left
+
+
+def _has_reference(row: Row, folder: Path, data: str) -> bool:
+    """Whether the real images were measured on this data by the features that the row asks for."""
+    path = folder / _reference(row) / "manifest.json"
+    features = row.params.current.evaluation.generation.features
+    return _done(path, "data", data) and bool(files.read_json(path)["features"]["kind"] == features)
 
 
 def _is_about(record: Path, weights: Path) -> bool:
@@ -216,13 +233,12 @@ def _is_about(record: Path, weights: Path) -> bool:
 
 
 def _surrogates_left(row: Row, folder: Path, data: str) -> list[list[str]]:
-    return [
-        command
-        for surrogate, command in row.surrogates
-        if not _done(
-            folder / surrogate.surrogate_dir / "summary.json", "identity", surrogate.identity(row.params, "train", data)
-        )
-    ]
+    return [command for surrogate, command in row.surrogates if not _is_trained(surrogate, row, folder, data)]
+
+
+def _is_trained(surrogate: Subject, row: Row, folder: Path, data: str) -> bool:
+    path = folder / surrogate.surrogate_dir / "summary.json"
+    return _done(path, "identity", surrogate.identity(row.params, "train", data))
 
 
 def _makes(row: Row, command: list[str]) -> str | None:
@@ -241,7 +257,19 @@ def _done(path: Path, key: str, value: str) -> bool:
 
 
 def _has_data(row: Row, folder: Path) -> bool:
-    return (folder / "data" / row.params.profile / "manifest.json").is_file()
+    """Whether the data of the row's profile are prepared.
+
+    Raises:
+        UserError: they are, with other settings than those of params.yaml.
+    """
+    path = Path("data") / row.params.profile / "manifest.json"
+    if not (folder / path).is_file():
+        return False
+    settings, manifest = row.params.current.data, files.read_json(folder / path)
+    counts = {"train": settings.train, "val": settings.validation, "test": settings.test}
+    if (manifest.get("split_seed"), manifest.get("counts")) != (settings.split_seed, counts):
+        raise UserError(f"{path}: prepared with other settings than params.yaml has; run `dvc repro prepare` first")
+    return True
 
 
 def visible_gpus() -> list[str]:
@@ -262,11 +290,18 @@ class Campaign:
         root: folder of the workspaces.
         minutes: no new command starts after that, and running ones get SIGTERM, which makes
             training write a checkpoint; None: no limit.
-        jobs: rows at a time; with more than one, each command gets one thread, and one GPU where there
+        jobs: rows at a time, at least one; with more than one, each command gets one thread, and one GPU where there
             are any, which it may share when there are fewer GPUs than jobs.
+
+    Raises:
+        UserError: fewer jobs than one, or minutes below 0.
     """
 
     def __init__(self, root: Path, *, minutes: float | None = None, jobs: int = 1) -> None:
+        if jobs < 1:
+            raise UserError(f"--jobs {jobs}: expected at least 1")
+        if minutes is not None and not 0 <= minutes < math.inf:
+            raise UserError(f"--minutes {minutes:g}: expected 0 or more")
         self.root, self.jobs = root, jobs
         self._making: dict[tuple[str, str], threading.Lock] = {}
         self._noting = threading.Lock()
@@ -286,7 +321,14 @@ class Campaign:
         for row in rows:  # before any thread: rows of one group share folders
             self._prepare(row, prepare_workspace(row, self.root))
         with ThreadPoolExecutor(self.jobs) as pool:
-            return dict(zip([row.name for row in rows], pool.map(self._row, rows), strict=True))
+            return dict(zip([row.name for row in rows], pool.map(self._state, rows), strict=True))
+
+    def _state(self, row: Row) -> str:
+        """Run a row; whatever is wrong with its files or the disk is its own failure, and no other row's."""
+        try:
+            return self._row(row)
+        except (UserError, OSError, KeyError, TypeError, ValueError) as error:
+            return f"failed: {type(error).__name__}: {error}"
 
     def _prepare(self, row: Row, folder: Path) -> None:
         """Prepare the data of the row's profile where the checkout has none."""
@@ -301,11 +343,13 @@ class Campaign:
         if not _has_data(row, folder):
             return "stopped"
         for command in pending(row, folder):
+            if self._over():
+                return "stopped"
             started = time.monotonic()
             code = self._once(row, command, folder)
             told = f"{row.name}: {' '.join(command)} {duration(time.monotonic() - started)}"
             if code is None or (self._over() and code in STOPPED):
-                print(f"{told}, stopped: time is up", flush=True)
+                print(f"{told}, stopped before its end", flush=True)
                 return "stopped"
             print(f"{told}{'' if code == 0 else f', failed with exit code {code}'}", flush=True)
             if code:
@@ -364,7 +408,7 @@ class Campaign:
         try:
             return process.wait(GRACE)
         except subprocess.TimeoutExpired:
-            process.kill()  # the checkpoint before counts
+            os.killpg(process.pid, signal.SIGKILL)  # and its children; the checkpoint before counts
             process.wait()
             return -signal.SIGTERM
 
@@ -383,6 +427,21 @@ class Campaign:
         }
         with self._noting, (self.root / "times.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
+
+
+def check_done(states: Mapping[str, str]) -> None:
+    """Raise unless every row is done.
+
+    Raises:
+        UserError: a row failed.
+        Unfinished: rows were stopped, none failed.
+    """
+    failed = sum(state.startswith("failed") for state in states.values())
+    left = sum(state != "done" for state in states.values())
+    if failed:
+        raise UserError(f"{failed} of {len(states)} rows failed: mend the cause and run the same command again")
+    if left:
+        raise Unfinished(f"{left} of {len(states)} rows are not done; run the same command again to continue")
 
 
 def log_records(rows: list[Row], root: Path) -> None:
@@ -412,13 +471,16 @@ def take_in(rows: list[Row], root: Path) -> list[str]:
     Returns:
         The folders that were copied.
     """
-    taken = []
+    taken: list[str] = []
     for row in rows:
         if set(row.overrides) - {"profile", *SHARED_KEYS} or pending(row, root / row.name):
             continue
-        shared = root / "shared" / row.group
-        wanted = [row.subject.model_dir, row.subject.results_dir, _reference(row)]
-        wanted += [surrogate.surrogate_dir for surrogate in row.subject.surrogates(row.params)]
+        shared, data = root / "shared" / row.group, data_digest(row.params.profile)
+        wanted = [row.subject.model_dir, row.subject.results_dir]
+        wanted += [_reference(row)] if _has_reference(row, shared, data) else []
+        wanted += [
+            one.surrogate_dir for one in row.subject.surrogates(row.params) if _is_trained(one, row, shared, data)
+        ]
         for folder in wanted:
             if (shared / folder).is_dir() and not (shared / folder).is_symlink() and str(folder) not in taken:
                 _replace(shared / folder, folder)
@@ -427,10 +489,23 @@ def take_in(rows: list[Row], root: Path) -> list[str]:
 
 
 def _replace(source: Path, folder: Path) -> None:
-    """Make ``folder`` a copy of ``source``; its report page stays."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != "report.html":
-            path.unlink()
-    shutil.copytree(source, folder, dirs_exist_ok=True)
+    """Make ``folder`` a copy of ``source``; its report page stays.
+
+    Raises:
+        UserError: the copy could not be made; then ``folder`` is as it was.
+    """
+    fresh, old = (folder.with_name(f".{folder.name}.{name}") for name in ("new", "old"))
+    page = folder / "report.html"
+    for path in (fresh, old):
+        shutil.rmtree(path, ignore_errors=True)
+    try:
+        shutil.copytree(source, fresh)
+        if page.is_file():
+            shutil.copy2(page, fresh)
+    except OSError as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise UserError(f"{folder} stays as it was: {source} could not be copied ({error})") from None
+    if folder.is_dir():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -12,17 +13,28 @@ STARTED = time.monotonic()
 """When this process began its work; a stage's duration is measured from here."""
 
 INTERRUPTED = 130
+PARSER = "stages.arguments"
+"""The module whose parser evaluation stages share."""
+
+
+def _take_no_arguments(main: Callable[[], object]) -> None:
+    """Answer --help, and refuse anything else, for a command that reads no arguments: nothing has a parser for it."""
+    module = sys.modules[main.__module__]
+    if module.__name__ == "__main__" and not hasattr(module, "argparse") and PARSER not in sys.modules:
+        argparse.ArgumentParser(description=module.__doc__).parse_args()
 
 
 def run(main: Callable[[], object]) -> None:
     """Call ``main``; a :class:`UserError` becomes one line on stderr and its own exit code.
 
-    Ctrl-C ends with 130. Anything else is a fault of the program and keeps its traceback.
+    A command without a parser of its own answers --help and refuses arguments. Ctrl-C ends with 130. Anything else is a
+    fault of the program and keeps its traceback.
     """
+    _take_no_arguments(main)
     try:
         main()
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{error.word}: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(error.exit_code)
     except Interrupted as stop:
         print("interrupted; the same command goes on from the checkpoint", file=sys.stderr)

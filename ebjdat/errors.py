@@ -5,6 +5,15 @@ class UserError(Exception):
     """Something the user gave is wrong; the message says what, where, what was expected, what to do."""
 
     exit_code = 2
+    word = "error"
+    """How its line begins."""
+
+
+class Unfinished(UserError):
+    """A budget ended before the work did, or something has yet to arrive; the same command goes on."""
+
+    exit_code = 5
+    word = "unfinished"
 
 
 class AuditError(UserError):

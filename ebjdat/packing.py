@@ -12,6 +12,7 @@ import contextlib
 import gzip
 import hashlib
 import io
+import math
 import os
 import shutil
 import tarfile
@@ -32,6 +33,17 @@ PACKAGES = ("PyYAML", "filelock", "pyautoattack", "torch-fidelity", "tqdm")
 """Distributions in pure Python that training and evaluation import besides torch, torchvision and NumPy."""
 PICTURES = ("datasets/images/china.jpg", "datasets/images/flower.jpg")
 """What evaluation reads of scikit-learn's folder."""
+
+
+def piece_size(megabytes: float) -> int:
+    """Bytes of a piece.
+
+    Raises:
+        UserError: less than a kilobyte, or no number.
+    """
+    if not 0.001 <= megabytes < math.inf:
+        raise UserError(f"--piece-mb {megabytes:g}: expected megabytes, at least 0.001")
+    return int(1e6 * megabytes)
 
 
 def pack(entries: Mapping[str, Path], folder: Path, piece_bytes: int = PIECE_BYTES) -> dict[str, Any]:
@@ -137,6 +149,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing, damaged or of another schema.
     """
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"{folder}: no pack is here, or its {MANIFEST} has not arrived yet")
     manifest = files.read_json(folder / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or not {"pieces", "files"} <= set(manifest):
         raise UserError(f"{folder / MANIFEST} is no manifest of a pack of schema {SCHEMA}")

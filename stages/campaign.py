@@ -11,8 +11,7 @@ from ebjdat import packages
 packages.use(packages.INPUTS)
 
 from ebjdat import command  # noqa: E402  # after the path is complete
-from ebjdat.campaign import Campaign, log_records, read_study, take_in  # noqa: E402
-from ebjdat.errors import UserError  # noqa: E402
+from ebjdat.campaign import Campaign, check_done, log_records, read_study, take_in  # noqa: E402
 
 
 def main() -> None:
@@ -32,15 +31,13 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, campaign.stop)
     states = campaign.run(rows)
-    if arguments.take:
-        print(f"taken in: {', '.join(take_in(rows, campaign.root)) or 'nothing'}")
+    for name, state in states.items():
+        print(f"{name}: {state}", flush=True)
     if not arguments.no_log:
         log_records(rows, campaign.root)
-    for name, state in states.items():
-        print(f"{name}: {state}")
-    left = [name for name, state in states.items() if state != "done"]
-    if left:
-        raise UserError(f"{len(left)} of {len(rows)} rows are not done; run the same command again to continue")
+    if arguments.take:
+        print(f"taken in: {', '.join(take_in(rows, campaign.root)) or 'nothing'}")
+    check_done(states)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,21 @@ def run_stage(stage: str, method: str) -> None:
         raise UserError(f"the stage {stage} ended with exit code {code}; mend its cause and run the same command again")
 
 
+def take_in(subject: Subject, factory: str) -> str:
+    """Keep the factory's model; returns its fingerprint.
+
+    Raises:
+        UserError: the factory cannot be found, fails, or gives no classifier of such images.
+    """
+    shape = load_prepared(subject.data_dir).shape
+    try:
+        return external.save(subject.model_dir, factory, shape)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's own code raises
+        raise UserError(f"--factory {factory}: raised {type(error).__name__}: {error}") from error
+
+
 def publish(params: Params) -> None:
     """Records into ledger, MLflow and tables."""
     ledger.update(params, functools.cache(provenance.closure_hash))
@@ -50,7 +65,7 @@ def main() -> None:
     arguments = parser.parse_args()
     params, method = load_params(), external.method_of(arguments.name)
     subject = Subject(params.profile, method, None, params.seed)
-    fingerprint = external.save(subject.model_dir, arguments.factory, load_prepared(subject.data_dir).shape)
+    fingerprint = take_in(subject, arguments.factory)
     print(f"{subject.model_dir}: {arguments.factory}, fingerprint {fingerprint}")
     for stage in [stage for stage in STAGES if stage in arguments.stages]:
         run_stage(stage, method)

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from ebjdat import command, files, packages, packing
-from ebjdat.errors import UserError
+from ebjdat.errors import Unfinished
 
 PACKING_MINUTES = 1.5
 """Kept back from the time: a command may take a minute to write its checkpoint, then results are packed."""
@@ -34,10 +34,11 @@ def main() -> None:
     parser.add_argument("--piece-mb", type=float, default=packing.PIECE_BYTES / 1e6, help="of results")
     parser.add_argument("--leave-out", nargs="*", default=[], help="of results, patterns such as */buffer.npz")
     arguments = parser.parse_args()
-    if arguments.inputs is not None and not _arrived(arguments.inputs, arguments.root):
-        return
+    size = packing.piece_size(arguments.piece_mb)
+    if arguments.inputs is not None:
+        _take_inputs(arguments.inputs, arguments.root)
     packages.use(arguments.root / "inputs")
-    from ebjdat.campaign import Campaign, read_study
+    from ebjdat.campaign import Campaign, check_done, read_study
 
     rows = read_study(arguments.study, profile=arguments.profile)
     spent = (time.monotonic() - command.STARTED) / 60 + PACKING_MINUTES
@@ -50,24 +51,25 @@ def main() -> None:
         print(f"{name}: {state}")
     if arguments.results is not None:
         entries = packing.campaign_entries(arguments.root, tuple(arguments.leave_out))
-        manifest = packing.pack(entries, arguments.results, int(1e6 * arguments.piece_mb))
+        manifest = packing.pack(entries, arguments.results, size)
         print(f"{arguments.results}: {len(manifest['files'])} files in {len(manifest['pieces'])} pieces")
-    if any(state != "done" for state in states.values()):
-        raise UserError("not all rows are done; the same command goes on")
+    check_done(states)
 
 
-def _arrived(inputs: Path, root: Path) -> bool:
-    """Unpack the inputs once; False while pieces are still to come, which are named."""
+def _take_inputs(inputs: Path, root: Path) -> None:
+    """Unpack the inputs once.
+
+    Raises:
+        Unfinished: pieces are still to come, which are named; nothing else is done before they are here.
+    """
     mark = root / "inputs" / UNPACKED
     if mark.is_file():
-        return True
+        return
     lacking = packing.missing(inputs)
     if lacking:
-        print(f"{inputs}: still to come: {', '.join(lacking)}")
-        return False
+        raise Unfinished(f"{inputs}: still to come: {', '.join(lacking)}; the same command goes on when they are here")
     packing.unpack(inputs, root / "inputs")
     files.write_text(mark, "")
-    return True
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--piece-mb", type=float, default=packing.PIECE_BYTES / 1e6, help="largest size of a piece")
     parser.add_argument("--leave-out", nargs="*", default=[], help="results: patterns such as */buffer.npz")
     arguments = parser.parse_args()
-    size = int(1e6 * arguments.piece_mb)
+    size = packing.piece_size(arguments.piece_mb)
     if arguments.what == "inputs":
         manifest = _inputs(arguments.folder, arguments.profile, size)
     elif arguments.what == "results":

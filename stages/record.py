@@ -17,7 +17,7 @@ def main() -> None:
     accuracies = [check for check in summary.checks if check["inside"] is not None]
     if accuracies:
         inside = sum(bool(check["inside"]) for check in accuracies)
-        print(f"reproduction check: {inside} of {len(accuracies)} accuracies inside the interval of the committed ones")
+        print(f"reproduction check: {inside} of {len(accuracies)} accuracies inside the interval of another machine's")
 
 
 if __name__ == "__main__":

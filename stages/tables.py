@@ -16,6 +16,8 @@ def main() -> None:
     parser.add_argument("--page", type=Path, action="append", default=[], help="also fill the tables in this page")
     arguments = parser.parse_args()
     params = load_params()
+    for page in arguments.page:
+        readme.read_page(page, params.profile)
     numbers, checks = lookup.load_with_checks(params)
     written = tables.write_tables(numbers, checks)
     written += claims.write_claims(params, numbers)

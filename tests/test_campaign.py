@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from ebjdat import campaign, files, provenance
-from ebjdat.campaign import Campaign, pending, prepare_workspace, read_study, take_in, visible_gpus
-from ebjdat.errors import UserError
+from ebjdat.campaign import Campaign, check_done, pending, prepare_workspace, read_study, take_in, visible_gpus
+from ebjdat.config import load_params
+from ebjdat.errors import Unfinished, UserError
 from ebjdat.provenance import ROOT
 
 STUDY = """
@@ -39,7 +40,11 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     (tmp_path / "data" / "digits").mkdir(parents=True)
-    (tmp_path / "data" / "digits" / "manifest.json").write_text('{"digest": "d"}')
+    data = load_params().profiles["digits"].data
+    counts = {"train": data.train, "val": data.validation, "test": data.test}
+    files.write_json(
+        Path("data/digits/manifest.json"), {"digest": "d", "split_seed": data.split_seed, "counts": counts}
+    )
     path = tmp_path / "study.yaml"
     path.write_text(STUDY)
     return path
@@ -74,6 +79,9 @@ def test_a_row_that_needs_surrogates_trains_them_and_its_own_model_once(study: P
         ("stages: [clean]\nrows: [{model: madry}]", "unknown baseline 'madry'"),
         ("rows: []", "expected the keys `stages` and `rows`"),
         ("stages: [clean]\nrows: [3]", "expected a mapping"),
+        ("stages: [clean]\nrows: [{1: 2}]", "expected a mapping of parameter keys"),
+        ("stages:\nrows: []", "stages: expected a list"),
+        ("stages: [clean]\nrows: [{profiles.digits.data.split_seed: 7}]", "all rows of a profile share data/digits"),
     ],
 )
 def test_a_malformed_study_is_refused_before_anything_runs(study: Path, text: str, message: str) -> None:
@@ -99,7 +107,7 @@ def test_a_campaign_runs_what_is_left_and_continues_after_a_failure(study: Path,
     (tmp_path / "wanted.json").write_text(json.dumps(wanted))
     reference = tmp_path / "models" / "digits" / "reference"
     reference.mkdir(parents=True)
-    (reference / "manifest.json").write_text('{"data": "d"}')
+    (reference / "manifest.json").write_text('{"data": "d", "features": {"kind": "classifier"}}')
     code, ran = tmp_path / "code", tmp_path / "ran"
     for name in paths:
         text = STAGE.format(name=name, wanted=str(tmp_path / "wanted.json"), ran=str(ran), code=str(code))
@@ -219,3 +227,116 @@ def test_jobs_at_a_time_have_a_gpu_each(study: Path, tmp_path: Path, monkeypatch
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert visible_gpus() == []
+
+
+def test_a_study_that_is_no_text_and_no_job_at_all_are_refused(study: Path, tmp_path: Path) -> None:
+    study.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="cannot be read as a study"):
+        read_study(study)
+    with pytest.raises(UserError, match="--jobs 0: expected at least 1"):
+        Campaign(tmp_path / "runs", jobs=0)
+    with pytest.raises(UserError, match="--minutes -5: expected 0 or more"):
+        Campaign(tmp_path / "runs", minutes=-5)
+
+
+def test_rows_that_were_stopped_are_unfinished_and_rows_that_failed_are_an_error() -> None:
+    check_done({"a": "done"})
+    with pytest.raises(Unfinished, match="1 of 2 rows are not done"):
+        check_done({"a": "done", "b": "stopped"})
+    with pytest.raises(UserError, match="1 of 2 rows failed") as failed:
+        check_done({"a": "stopped", "b": "failed: stages.clean (exit code 1)"})
+    assert (failed.value.exit_code, Unfinished.exit_code) == (2, 5)
+
+
+def test_data_prepared_with_other_settings_are_refused_before_anything_runs(study: Path, tmp_path: Path) -> None:
+    row = read_study(study)[0]
+    path = Path("data/digits/manifest.json")
+    files.write_json(path, files.read_json(path) | {"split_seed": 7})
+    with pytest.raises(UserError, match="prepared with other settings"):
+        Campaign(tmp_path / "runs").run([row])
+
+
+def test_a_reference_of_other_features_is_made_again(study: Path, tmp_path: Path) -> None:
+    row = read_study(study, stages=["generate"])[1]
+    folder = prepare_workspace(row, tmp_path / "runs")
+    manifest = folder / "models/digits/reference/manifest.json"
+    for kind, made in (("classifier", False), ("inception", True)):
+        files.write_json(manifest, {"data": "d", "features": {"kind": kind}})
+        assert (["stages.reference"] in pending(row, folder)) == made
+
+
+def test_damaged_files_of_a_row_fail_that_row_alone(study: Path, tmp_path: Path) -> None:
+    bad, good = read_study(study, stages=[])[1:]
+    summary = prepare_workspace(bad, tmp_path / "runs") / bad.subject.model_dir / "summary.json"
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "train.py").write_text("raise SystemExit(3)")
+    for content in ("{}", '{"identi'):
+        files.write_text(summary, content)
+        states = Campaign(tmp_path / "runs").run([bad, good])
+        assert states[bad.name].startswith(("failed: KeyError", "failed: UserError"))
+        assert states[good.name].startswith("failed: stages.train (exit code 3"), "it was run"
+
+
+def test_surrogates_of_older_recipes_are_not_taken_in(study: Path, tmp_path: Path) -> None:
+    study.write_text("stages: []\nrows: [{model: trades}]")
+    (row,) = read_study(study)
+    folder = prepare_workspace(row, tmp_path / "runs")
+    data = campaign.data_digest("digits")
+    files.write_json(
+        folder / row.subject.model_dir / "summary.json", {"identity": row.subject.identity(row.params, "train", data)}
+    )
+    surrogate = next(one for one in row.subject.surrogates(row.params) if one.name == "pgd_at")
+    files.write_json(folder / surrogate.surrogate_dir / "summary.json", {"identity": "of an older recipe"})
+    files.write_text(surrogate.surrogate_dir / "best.pt", "weights of today's recipe")
+    assert take_in([row], tmp_path / "runs") == [str(row.subject.model_dir)]
+    assert (surrogate.surrogate_dir / "best.pt").read_text() == "weights of today's recipe"
+    today = {"identity": surrogate.identity(row.params, "train", data)}
+    files.write_json(folder / surrogate.surrogate_dir / "summary.json", today)
+    assert str(surrogate.surrogate_dir) in take_in([row], tmp_path / "runs")
+
+
+def test_a_copy_that_fails_leaves_what_was_there(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study.write_text("stages: []\nrows: [{model: trades}]")
+    (row,) = read_study(study)
+    folder = prepare_workspace(row, tmp_path / "runs")
+    identity = row.subject.identity(row.params, "train", campaign.data_digest("digits"))
+    files.write_json(folder / row.subject.model_dir / "summary.json", {"identity": identity})
+    files.write_text(row.subject.model_dir / "best.pt", "here already")
+
+    def full(source: Path, target: Path) -> None:
+        target.mkdir()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(campaign.shutil, "copytree", full)
+    with pytest.raises(UserError, match=r"stays as it was.*No space left"):
+        take_in([row], tmp_path / "runs")
+    assert [path.name for path in row.subject.model_dir.parent.iterdir()] == ["trades"]
+    assert (row.subject.model_dir / "best.pt").read_text() == "here already"
+
+
+def test_a_command_that_outlives_its_grace_takes_its_children_along(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaign, "GRACE", 0.2)
+    row = read_study(study)[0]
+    (tmp_path / "stages").mkdir()
+    child = "import signal, time; signal.signal(15, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
+    stage = f"import signal, subprocess, sys\nsignal.signal(15, signal.SIG_IGN)\ncode = {child!r}\n"
+    stage += "started = subprocess.Popen([sys.executable, '-c', code])\nprint(started.pid, flush=True)\nstarted.wait()"
+    (tmp_path / "stages" / "baseline.py").write_text(stage)
+    running, log = Campaign(tmp_path / "runs"), tmp_path / "runs" / row.name / "log.txt"
+
+    def stop_once_it_runs() -> None:
+        while not (log.is_file() and "on" in log.read_text()):
+            time.sleep(0.05)
+        running.stop()
+
+    stopping = threading.Thread(target=stop_once_it_runs)
+    stopping.start()
+    assert running.run([row]) == {row.name: "stopped"}
+    stopping.join()
+    status = Path(f"/proc/{log.read_text().split()[0]}/status")
+    deadline = time.monotonic() + 10
+    while status.is_file() and "(zombie)" not in status.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not status.is_file() or "(zombie)" in status.read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,13 @@ def test_commands_name_profile_model_and_radius() -> None:
     assert claims.command_for(Subject("cifar10", "trades", None, 0), 8 / 255) == (
         "dvc exp run -S profile=cifar10 -S profiles.cifar10.training.trades.train_eps=8/255"
     )
+
+
+def test_only_commands_of_runs_that_are_there_are_called_the_runs_behind_the_numbers() -> None:
+    page = claims.render(PARAMS, [numbers_of(PARAMS, records_of(PARAMS, OURS))])[claims.PAGE_PATH]
+    listed = re.findall(r"^- `(dvc exp run .*)`$", page, re.MULTILINE)
+    eps = OURS.schedule(PARAMS).train_eps
+    assert listed == [claims.command_for(OURS, eps), claims._comparable_command(PARAMS)]
 
 
 def test_all_24_cells_of_the_supplements_tables_and_its_text_are_claims() -> None:

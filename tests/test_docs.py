@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+import ebjdat
 from ebjdat.provenance import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -71,10 +73,24 @@ def test_a_path_that_a_page_names_exists(page: Path) -> None:
             assert (ROOT / inline).exists(), f"{page.name}: {inline}"
 
 
-@pytest.mark.parametrize("flag", re.findall(r"python -m (stages\.\w+)", (ROOT / "README.md").read_text()))
-def test_a_stage_that_the_readme_names_explains_itself(flag: str) -> None:
-    source = (ROOT / Path(*flag.split("."))).with_suffix(".py").read_text(encoding="utf-8")
-    assert "argparse" in source or "from_arguments" in source or "begin(" in source
+def test_a_command_without_arguments_explains_itself_and_refuses_any_before_it_works() -> None:
+    parsers = ("argparse", "from_arguments", "stages.evaluating")
+    sources = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "stages").glob("*.py")}
+    silent = [name for name, text in sources.items() if "command.run" in text and not any(p in text for p in parsers)]
+    assert {"train", "prepare", "record", "lanes"} <= set(silent)
+    for name, flag, code in (("lanes", "-h", 0), *((name, "--no", 2) for name in silent)):
+        line = [sys.executable, "-m", f"stages.{name}", flag]
+        told = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert told.returncode == code, f"{name}: {told.stderr}"
+        assert (sources[name].split('"""')[1][:30] if code == 0 else "unrecognized arguments: --no") in (
+            told.stdout + told.stderr
+        )
+
+
+@pytest.mark.parametrize("page", known(PAGES))
+def test_prose_is_wrapped_at_120_columns(page: Path) -> None:
+    text = re.sub(r"<!-- table: .*?<!-- end -->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert [line for line in text.splitlines() if len(line) > 120 and not line.startswith("|")] == []
 
 
 def undocumented(tree: ast.Module) -> Iterator[str]:
@@ -105,6 +121,7 @@ def test_the_files_that_a_stranger_looks_for_are_there() -> None:
         assert (ROOT / name).stat().st_size > 0
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["license"] == "MIT" and citation["references"][0]["type"] == "conference-paper"
+    assert citation["version"] == ebjdat.__version__
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
     assert {hook["id"] for repo in hooks["repos"] for hook in repo["hooks"]} >= {"ruff", "mypy"}
 

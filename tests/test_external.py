@@ -17,12 +17,13 @@ from ebjdat.errors import UserError
 from ebjdat.evaluation import external
 from ebjdat.provenance import ROOT
 from ebjdat.reporting import records
-from ebjdat.reporting.ledger import COMMITTED, WORKSPACE, Candidate, join
+from ebjdat.reporting.ledger import COMMITTED, WORKSPACE, Candidate, join, workspace_records
 from ebjdat.reporting.lookup import load_numbers, with_recorded_code
 from ebjdat.subject import Subject
+from stages import evaluate_model
 from tests import tiny
 from tests.small_models import SmallNet, digits
-from tests.synthetic import code, numbers_of, params_of_repository, records_of, use_empty_store
+from tests.synthetic import code, numbers_of, params_of_repository, records_of, use_empty_store, write_records
 
 FACTORY = '''
 import torch
@@ -166,3 +167,34 @@ def test_a_model_replaces_the_earlier_one_of_its_name_in_the_ledger() -> None:
     assert numbers.externals() == [new, other]
     assert numbers.cell(new, "clean", "standard/clean").state == "value"
     assert numbers.record(old, "clean") is None and numbers.record(new, "clean") is not None
+
+
+def test_of_two_models_of_a_name_in_the_workspace_the_one_whose_weights_are_there_counts(workspace: Path) -> None:
+    params = params_of_repository()
+    by_fingerprint = {mark: Subject("digits", "external-cnn", None, 0, mark) for mark in ("aaaa", "bbbb")}
+    for meant, other in (("aaaa", "bbbb"), ("bbbb", "aaaa")):
+        write_records(params, by_fingerprint[other], stages=["clean", "autoattack"])
+        write_records(params, by_fingerprint[meant], stages=["clean"])
+        files.write_json(Path("models/digits/external-cnn/external.json"), {"fingerprint": meant})
+        found = [record["params"]["fingerprint"] for _, record in workspace_records("digits")]
+        assert found == [meant], "its clean accuracy, and no longer the other's AutoAttack"
+
+
+def test_other_weights_of_a_name_are_no_further_seed() -> None:
+    params = params_of_repository()
+    first, second = (Subject("digits", "external-cnn", None, seed, mark) for seed, mark in ((0, "aaaa"), (1, "bbbb")))
+    found = [record for subject in (first, second) for record in records_of(params, subject, hash_of=code)]
+    found = [record for record in found if record["stage"] == "clean"]
+    assert len(join([Candidate(record, COMMITTED) for record in found], code).records) == 1
+    cell = numbers_of(params, found).cell(first, "clean", "standard/clean")
+    assert [reading.seed for reading in cell.readings] == [0]
+
+
+def test_what_a_factory_raises_is_told_in_one_line(workspace: Path) -> None:
+    params = tiny.write_params(workspace)
+    tiny.prepare(params)
+    (workspace / "failing.py").write_text("def make_model():\n    open('weights.pt')\n")
+    subject = Subject("digits", "external-cnn", None, 0)
+    with pytest.raises(UserError, match=r"--factory failing:make_model: raised FileNotFoundError.*weights\.pt"):
+        evaluate_model.take_in(subject, "failing:make_model")
+    assert not subject.model_dir.exists()

@@ -107,3 +107,15 @@ def test_packages_that_are_packed_are_those_that_the_stages_lack_on_a_bare_machi
     assert {"packages/yaml/__init__.py", "packages/sklearn/datasets/images/china.jpg"} <= set(entries)
     assert not [name for name in entries if name.endswith((".so", ".pt", ".h5"))]
     assert packages.INPUTS.parts[0] == ".campaign"
+
+
+@pytest.mark.parametrize("megabytes", [0.0, -1.0, float("nan"), float("inf")])
+def test_pieces_of_no_size_are_refused(megabytes: float) -> None:
+    with pytest.raises(UserError, match="--piece-mb"):
+        packing.piece_size(megabytes)
+    assert packing.piece_size(0.5) == 500_000
+
+
+def test_a_folder_without_a_pack_is_told_as_that(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no pack is here, or its manifest\.json has not arrived yet"):
+        packing.unpack(tmp_path / "nowhere", tmp_path / "there")

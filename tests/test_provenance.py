@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ebjdat import command, files, provenance
-from ebjdat.errors import AuditError, UserError
+from ebjdat.errors import AuditError, Unfinished, UserError
 from ebjdat.progress import Progress, duration
 
 
@@ -174,6 +174,7 @@ def _raise(error: BaseException) -> Callable[[], None]:
     [
         (UserError("a wrong\nkey"), 2, "error: a wrong key\n"),
         (AuditError("outside"), 4, "error: outside\n"),
+        (Unfinished("1 of 2 rows"), 5, "unfinished: 1 of 2 rows\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )

@@ -181,6 +181,20 @@ def test_several_seeds_give_mean_spread_and_the_interval_of_the_images() -> None
     assert entry.interval == f"[{100 * low:.0f}, {100 * high:.0f}]"
 
 
+@pytest.mark.parametrize(
+    ("values", "text", "spread"),
+    [
+        ((1.234,), "1.23", ""),
+        ((0.01234,), "0.0123", ""),
+        ((0.02, 0.021), "0.0205", "±0.0007 (2)"),
+        ((-0.31, 0.3), "-0.01", "±0.43 (2)"),
+    ],
+)
+def test_a_value_has_the_digits_that_it_or_its_spread_needs(values: tuple[float, ...], text: str, spread: str) -> None:
+    cell = Cell("value", tuple(Reading(seed, value) for seed, value in enumerate(values)))
+    assert lookup.show_value(cell) == Entry(text, spread)
+
+
 def test_the_published_value_stands_beside_ours_only_on_the_same_data_set() -> None:
     here = tables.render(numbers_of(PARAMS, records()))
     assert not any("published, as printed" in text for text in here.values())
@@ -221,6 +235,11 @@ def test_the_energy_verdict_compares_overlaps_seed_by_seed() -> None:
     assert rows["EB-JDAT-JEM vs. JEM"]["first aligns"].text == "not known"
     single = cells(alignment_table(numbers_of(PARAMS, records())))
     assert single["EB-JDAT-JEM++ vs. JEM++"]["first aligns"].text == "less (one seed)"
+    equal = records()
+    for record in (one for one in equal if one["stage"] == "clean"):
+        record["values"]["energy/overlap-all-fresh"] = 0.0
+    single = cells(alignment_table(numbers_of(PARAMS, equal)))
+    assert single["EB-JDAT-JEM++ vs. JEM++"]["first aligns"].text == "equal (one seed)"
     one = next(
         record for record in known if (record["stage"], record["method"], record["seed"]) == ("clean", "base", 1)
     )
@@ -327,14 +346,37 @@ def test_a_finding_is_yes_or_no_where_the_interval_of_the_difference_excludes_0(
 
 
 @pytest.mark.parametrize(("theirs", "verdict"), [((0.5, 0.45, 0.5), "yes"), ((0.1, 0.5, 0.9), "open")])
-def test_over_seeds_a_finding_needs_the_seeds_to_agree_too(theirs: tuple[float, ...], verdict: str) -> None:
+def test_over_seeds_a_finding_rests_on_the_interval_over_images_and_seeds(
+    theirs: tuple[float, ...], verdict: str
+) -> None:
     known = []
     for seed, accuracy in enumerate(theirs):
         known += records_of(PARAMS, dataclasses.replace(OURS, seed=seed), 0.95)
         known += records_of(PARAMS, dataclasses.replace(PGD_AT, seed=seed), accuracy)
     found = findings(known)["PGD-20: above PGD-AT"]
-    assert found.interval.startswith("[+"), "the interval over images excludes 0 in both"
+    both = list(seeds.pairs(numbers_of(PARAMS, known), OURS, PGD_AT, "clean", "standard/pgd-20").values())
+    assert seeds.mean_interval(both)[0] > 0, "that over images excludes 0 with either"
+    low, high = seeds.joint_interval(both)
+    assert found.interval == f"[{100 * low:+.1f}, {100 * high:+.1f}] (n = 80, 3 seeds)"
     assert found.text == verdict
+
+
+def test_a_finding_about_energies_is_about_the_seeds_that_both_models_have() -> None:
+    known = records(seeds=(0, 1, 2))
+    known = [one for one in known if (one["stage"], one["method"], one["seed"]) != ("clean", "base", 0)]
+    for record in (one for one in known if one["stage"] == "clean" and one["method"] in ("ebjdat", "base")):
+        ours, seed = record["method"] == "ebjdat", record["seed"]
+        record["values"]["energy/overlap-all"] = (0.9, 0.5, 0.6)[seed] if ours else (0.0, 0.3, 0.3)[seed]
+    found = findings(known)["energies: aligned more than in the plain variant (buffer)"]
+    assert found[:2] == ("open", "0.55, 0.30"), "seed 0 of ours has no partner"
+    low, high = seed_interval([0.2, 0.3])
+    assert found.interval == f"[{low:+.2f}, {high:+.2f}] (2 seeds)"
+    rows = alignment_table(numbers_of(PARAMS, known)).rows
+    entries = next(row.entries for row in rows if row.label == "EB-JDAT-JEM++ vs. JEM++")
+    shown = [entry.text for entry in entries[:3]]
+    assert shown == ["overlap-all", "0.55", "0.30"], "the other table compares the same seeds"
+    known = [one for one in known if (one["stage"], one["method"]) != ("clean", "base") or one["seed"] == 0]
+    assert findings(known)["energies: aligned more than in the plain variant (buffer)"].text == "not run"
 
 
 def test_captions_say_radius_and_energy_term_of_training() -> None:
@@ -426,6 +468,55 @@ def test_one_seed_or_copies_of_it_give_bonett_and_price_and_mcnemar() -> None:
     assert seeds.sign_flip_p([(a, a)]) == 1.0
 
 
+def test_the_joint_interval_covers_where_images_and_seeds_both_vary() -> None:
+    """Crossed effects of equal size on the logit of either model; the expected difference is 0 by symmetry."""
+    random = np.random.default_rng(0)
+    covered = {seeds.mean_interval: 0, seeds.joint_interval: 0}
+    for _ in range(400):
+        image, run = random.normal(0, 1.5, (100, 1)), random.normal(0, 0.4, (2, 6))
+        flags = random.random((2, 100, 6)) < 1 / (1 + np.exp(-image - run[:, None]))
+        found = [(Rate.of(flags[0, :, seed]), Rate.of(flags[1, :, seed])) for seed in range(6)]
+        for interval in covered:
+            low, high = interval(found)
+            covered[interval] += low <= 0 <= high
+    assert covered[seeds.joint_interval] >= 0.95 * 400 > covered[seeds.mean_interval]
+
+
+def test_the_joint_interval_adds_squared_distances_and_is_that_of_the_images_for_one_seed() -> None:
+    a, b = Rate.of([True] * 12 + [False] * 8), Rate.of([True] * 4 + [False] * 16)
+    assert seeds.joint_interval([(a, b)]) == seeds.mean_interval([(a, b)])
+    found = [(a, b), (b, b), (a, b)]
+    (low, high), (least, most) = seeds.mean_interval(found), seed_interval([0.4, 0.0, 0.4])
+    mean = 0.8 / 3
+    expected = mean - np.hypot(mean - low, mean - least), mean + np.hypot(high - mean, most - mean)
+    assert seeds.joint_interval(found) == pytest.approx(expected)
+
+
+def test_the_distance_is_named_by_a_record_that_answers_todays_question() -> None:
+    old = records_of(PARAMS, dataclasses.replace(OURS, method="base", variant="jem"), hash_of=other_code)
+    for record in (one for one in old if one["stage"] == "generate"):
+        record["settings"]["features"]["metric"] = "another-distance"
+    names = tables.generation_names(numbers_of(PARAMS, records()))
+    assert "another-distance" not in names
+    assert tables.generation_names(numbers_of(PARAMS, [*old, *records()])) == names
+
+
+def test_the_caption_of_readings_counts_the_seeds_of_their_rows() -> None:
+    other = dataclasses.replace(PARAMS.variants["jempp"], reading="energy", w_energy=1.0)
+    params = dataclasses.replace(PARAMS, variants={**PARAMS.variants, "jempp": other})
+    known = [record for seed in (0, 1, 2) for record in records_of(params, dataclasses.replace(OURS, seed=seed))]
+    table = tables.readings_table(numbers_of(PARAMS, known), "classifier-frechet")
+    assert table.rows[0].label.startswith("energy, w2 = 1") and table.rows[0].entries[0].spread.endswith("(3)")
+    assert "Seeds 0, 1, 2;" in table.caption and "Several seeds: mean" in table.caption
+
+
+def test_a_recipe_without_a_reading_is_a_row_like_any_other() -> None:
+    none = dataclasses.replace(PARAMS.variants["jempp"], w_energy=0.0, w_adversarial=0.0)
+    params = dataclasses.replace(PARAMS, variants={**PARAMS.variants, "jempp": none})
+    table = tables.readings_table(numbers_of(params, records_of(params, OURS)), "classifier-frechet")
+    assert table.rows[0].label.startswith("no reading, w2 = 0")
+
+
 @pytest.mark.parametrize("name", tables.TEX_PAGES)
 def test_the_latex_of_a_table_is_well_formed(name: str) -> None:
     text = tables.render(numbers_of(on_cifar10(PARAMS), records(on_cifar10(PARAMS), seeds=(0, 1))))[f"{name}.tex"]
@@ -496,6 +587,19 @@ def test_a_page_shows_the_tables_of_its_places_and_an_edited_digit_is_found(work
     assert not readme.check_page_matches_records(page, PARAMS)
     with pytest.raises(UserError, match="no table 'nothing'"):
         readme.fill("<!-- table: nothing -->\n<!-- end -->", {})
+
+
+def test_a_place_without_an_end_is_refused_and_nothing_is_swallowed(workspace: Path) -> None:
+    numbers = numbers_of(PARAMS, records())
+    page = workspace / "page.md"
+    place = "<!-- table: digits/energies -->\n"
+    for text in (f"{place}prose", f"{place}prose\n{place}<!-- end -->"):
+        page.write_text(text)
+        with pytest.raises(UserError, match="has no end"):
+            readme.fill_page(page, numbers)
+        assert page.read_text() == text
+    with pytest.raises(UserError, match="cannot be read as a page"):
+        readme.fill_page(workspace / "missing.md", numbers)
 
 
 def test_places_of_another_profile_stay_as_they_are_and_a_page_without_one_of_ours_is_refused(workspace: Path) -> None:

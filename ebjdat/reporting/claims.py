@@ -271,7 +271,7 @@ def _page(params: Params, entries: Sequence[Mapping[str, Any]], everything: Sequ
         where, verdict = f"{claim.table}{hand}", one["verdict"]
         cells = [where, claim.row, claim.column, claim.text(), _ours(claim, everything), verdict, explained(one)]
         lines.append("| " + " | ".join(cells) + " |")
-    commands = sorted({one["command"] for claim in entries for one in claim["ours"]})
+    commands = sorted({one["command"] for claim in entries for one in claim["ours"] if one["runs"]})
     lines += [
         "",
         "## Commands",

@@ -57,6 +57,7 @@ def caption(
     extra: str = "",
     *,
     terms: bool = True,
+    found: Sequence[Cell] | None = None,
 ) -> str:
     """Protocol, images, seeds, profile, what the models were trained with, and how to read a cell.
 
@@ -64,9 +65,10 @@ def caption(
         cells: what the table shows, model and metric.
         extra: the end of the caption.
         terms: say which energy term EB-JDAT has; not where the rows differ in it.
+        found: the numbers in those cells, where they were asked with other parameters than ``numbers``.
     """
     asked = list(cells)
-    found = [numbers.cell(subject, *metric) for subject, metric in asked]
+    found = [numbers.cell(subject, *metric) for subject, metric in asked] if found is None else found
     counts: dict[str, set[int]] = {}
     for (_, (stage, _)), cell in zip(asked, found, strict=True):
         if cell.n:
@@ -219,11 +221,16 @@ def energy_table(numbers: Numbers) -> Table:
 def alignment(numbers: Numbers, ours: Subject, other: Subject, fresh: bool = False) -> tuple[str, Cell, Cell, str]:
     """Which overlap of energies is compared, that of both models, and whose is larger, in words.
 
+    Models that have seeds in common are compared over these alone.
+
     Args:
         fresh: generated images are those of fresh chains, not of the replay buffer.
     """
     name = "overlap-adversarial" if other.is_baseline else "overlap-all-fresh" if fresh else "overlap-all"
     first, second = (numbers.cell(subject, "clean", f"energy/{name}") for subject in (ours, other))
+    common = {reading.seed for reading in first.readings} & {reading.seed for reading in second.readings}
+    if common:
+        first, second = first.of_seeds(common), second.of_seeds(common)
     return name, first, second, _more(first, second)
 
 
@@ -243,7 +250,8 @@ def alignment_table(numbers: Numbers) -> Table:
         f"Profile {numbers.params.profile}. overlap-all: of clean, adversarial and generated images together, these "
         "from the replay buffer, or from fresh chains (overlap-all-fresh); baselines generate nothing, so clean and "
         "adversarial images are compared there. More or less: the 95 % t interval of the differences per seed excludes "
-        "0, which few seeds rarely reach; a single seed gives a direction without a noise estimate. "
+        "0, which few seeds rarely reach; a single seed gives a direction without a noise estimate. Models with seeds "
+        "in common are compared over these. "
     ) + energy_terms(numbers, (Subject(numbers.params.profile, "ebjdat", v, 0) for v in VARIANTS))
     return Table(
         "alignment", "Alignment of the energies: EB-JDAT against the others", text, "Models", columns, tuple(rows)
@@ -257,7 +265,7 @@ def _more(first: Cell, second: Cell) -> str:
     if not differences:
         return "no common seed"
     if len(differences) == 1:
-        return ("more" if differences[0] > 0 else "less") + " (one seed)"
+        return f"{'more' if differences[0] > 0 else 'less' if differences[0] < 0 else 'equal'} (one seed)"
     low, high = seed_interval(differences)
     return "more" if low > 0 else "less" if high < 0 else "not told apart"
 
@@ -384,12 +392,13 @@ def reproduction_table(rows: Sequence[Mapping[str, Any]], profile: str) -> Table
         verdict = {True: "inside", False: "outside", None: "differs"}[row["inside"]]
         entries = Entry(show(row["ours"])), Entry(show(row["theirs"]), interval=interval), Entry(verdict)
         body.append(Row(f"{row['model']} {row['stage']}: {row['metric']}", entries))
-    columns = (Column("ours"), Column("committed"), Column("interval"))
+    columns = (Column("ours"), Column("the other's"), Column("interval"))
     inside = sum(row["inside"] is True for row in rows)
     rates = sum(row["inside"] is not None for row in rows)
     text = (
-        f"Profile {profile}. Another processor or thread count gives other last digits; ours count in all tables. "
-        f"{inside} of {rates} accuracies lie inside the 95 % interval of the committed ones."
+        f"Profile {profile}. Answers of another machine to the same questions, as the MLflow store knows them; ours "
+        "count in all tables. Another processor or thread count adds in another order, which training amplifies to "
+        f"other weights: {inside} of {rates} accuracies lie inside the other's 95 % interval."
         if rows
         else f"Profile {profile}. The store and the ledger hold no answers of another machine that differ from these."
     )

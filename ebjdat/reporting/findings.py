@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ebjdat.config import VARIANTS
-from ebjdat.evaluation.statistics import paired
 from ebjdat.protocols import STANDARD, as_fraction
 from ebjdat.reporting.comparisons import (
     PAIRED,
     alignment,
     display_name,
     energy_terms,
+    per_seed,
     rival,
     seed_interval,
     training_radius,
 )
 from ebjdat.reporting.layout import Column, Entry, Row, Table
 from ebjdat.reporting.lookup import Cell, Numbers, show_value
-from ebjdat.reporting.seeds import mean_interval, pairs, per_image
+from ebjdat.reporting.seeds import joint_interval, pairs, per_image
 from ebjdat.subject import Subject
 
 RIVALS = {"the plain variant": "base", "its control": "control", "PGD-AT": "pgd_at"}
@@ -61,10 +61,10 @@ def findings_table(numbers: Numbers, distance: str) -> Table:
     text = (
         f"Protocol standard at {radius}, profile {profile}. {training_radius(numbers, variants)} "
         f"{energy_terms(numbers, variants)} Control: EB-JDAT without it. Above: mean difference over seeds in points, "
-        "paired by image, with its 95 % interval over the n images. Yes or no: this interval excludes 0, and so does "
-        "the 95 % t interval of the differences per seed, which few seeds rarely reach; with one seed the answer is "
-        "about this pair of trained models only; not adjusted for the number of questions. Aligned: overlap of the "
-        "energies of clean, adversarial and generated images, ours and the other's; yes or no by the t interval. "
+        "paired by image, with its 95 % interval over images and seeds (that over the n images and Student's over "
+        "seeds, in quadrature), which with one seed is about this pair of trained models only. Aligned: overlap of the "
+        "energies of clean, adversarial and generated images, ours and the other's, with the 95 % t interval of their "
+        "difference over seeds. Yes or no: the interval excludes 0; not adjusted for the number of questions. "
         f"Nearer: {distance} of samples from fresh chains of "
         f"{numbers.profile.evaluation.generation.chain_steps} steps and of their start, and in how many seeds that of "
         "samples is lower."
@@ -87,25 +87,26 @@ def _above(numbers: Numbers, ours: Subject, other: Subject, what: str) -> Entry:
     found = list(pairs(numbers, ours, other, *metric).values())
     if not found:
         return _missing(numbers.cell(ours, *metric), numbers.cell(other, *metric))
-    difference = sum(paired(*pair).difference for pair in found) / len(found)
-    low, high = mean_interval(found)
+    each = per_image(found)
+    low, high = joint_interval(found)
     verdict = "yes" if low > 0 else "no" if high < 0 else "open"
     if len(found) == 1 and verdict != "open":
         verdict += ", this pair"
-    elif len(found) > 1:
-        least, most = seed_interval([paired(*pair).difference for pair in found])
-        verdict = verdict if least > 0 or most < 0 else "open"
-    rests_on = f"(n = {len(per_image(found))}, {_seeds(found)})"
-    return Entry(verdict, f"{100 * difference:+.1f}", f"[{100 * low:+.1f}, {100 * high:+.1f}] {rests_on}")
+    rests_on = f"(n = {len(each)}, {_seeds(found)})"
+    return Entry(verdict, f"{100 * each.mean():+.1f}", f"[{100 * low:+.1f}, {100 * high:+.1f}] {rests_on}")
 
 
 def _aligned(numbers: Numbers, ours: Subject, other: Subject, fresh: bool = False) -> Entry:
     _, first, second, direction = alignment(numbers, ours, other, fresh)
-    if first.state != "value" or second.state != "value":
+    differences = per_seed(first, second)
+    if not differences:
         return _missing(first, second)
-    seeds = min(first.spread.seeds, second.spread.seeds)
     verdict = {"more": "yes", "less": "no"}.get(direction, "open")
-    return Entry(verdict, f"{show_value(first).text}, {show_value(second).text}", f"({_seeds(range(seeds))})")
+    rests_on = f"({_seeds(differences)})"
+    if len(differences) > 1:
+        low, high = seed_interval(differences)
+        rests_on = f"[{low:+.2f}, {high:+.2f}] {rests_on}"
+    return Entry(verdict, f"{show_value(first).text}, {show_value(second).text}", rests_on)
 
 
 def _nearer(numbers: Numbers, ours: Subject, distance: str) -> Entry:

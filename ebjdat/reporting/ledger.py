@@ -29,7 +29,7 @@ from ebjdat.reporting.records import (
     subject_of,
     validate,
 )
-from ebjdat.subject import EVALUATIONS, HashOf
+from ebjdat.subject import EVALUATIONS, HashOf, Subject
 
 WORKSPACE, OWN_RUN, COMMITTED, OTHER_RUN = range(4)
 """Sources, best first: files here, runs made here, the committed ledger, runs restored from elsewhere."""
@@ -91,10 +91,17 @@ def _order(record: Record) -> tuple[str, int, int, str]:
 
 
 def workspace_records(profile: str) -> list[tuple[Path, Record]]:
-    """The records that lie in ``results/<profile>/*/`` now."""
+    """The records that lie in ``results/<profile>/*/`` now, but those of an external model's earlier weights."""
     root = Path("results") / profile
     paths = [path for stage in EVALUATIONS for path in root.glob(f"*/{stage}.json")]
-    return [(path, read_record(path)) for path in sorted(paths)]
+    found = [(path, read_record(path)) for path in sorted(paths)]
+    return [(path, record) for path, record in found if not _is_replaced(subject_of(record))]
+
+
+def _is_replaced(subject: Subject) -> bool:
+    """Whether other weights of this name lie in the workspace; models trained here have identities that tell."""
+    here = subject.model_dir / "external.json"
+    return subject.is_external and here.is_file() and files.read_json(here).get("fingerprint") != subject.fingerprint
 
 
 def join(candidates: Sequence[Candidate], hash_of: HashOf) -> Joined:
@@ -114,7 +121,7 @@ def join(candidates: Sequence[Candidate], hash_of: HashOf) -> Joined:
 
 
 def _latest_externals(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """All candidates but those of an external model that another one of the same name and seed replaced.
+    """All candidates but those of an external model that another one of the same name replaced.
 
     Their parameters do not change with their weights, so nothing else would make the old ones stale.
     The files here decide which is meant, then the committed ledger.
@@ -125,12 +132,12 @@ def _latest_externals(candidates: Sequence[Candidate]) -> list[Candidate]:
         if subject.is_external:
             rank = ((WORKSPACE, COMMITTED, OWN_RUN, OTHER_RUN).index(one.source), one.record["content"])
             meant = (*rank, subject.fingerprint or "")
-            best[subject.run_name] = min(meant, best.get(subject.run_name, meant))
+            best[subject.name] = min(meant, best.get(subject.name, meant))
     replaced = {name: fingerprint for name, (_, _, fingerprint) in best.items()}
     kept = []
     for one in candidates:
         subject = subject_of(one.record)
-        if replaced.get(subject.run_name, subject.fingerprint) == subject.fingerprint:
+        if replaced.get(subject.name, subject.fingerprint) == subject.fingerprint:
             kept.append(one)
     return kept
 

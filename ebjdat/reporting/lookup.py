@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -57,6 +57,10 @@ class Cell:
     def n(self) -> int | None:
         """Images behind the number (the fewest over seeds)."""
         return min((reading.n for reading in self.readings if reading.n is not None), default=None)
+
+    def of_seeds(self, seeds: Collection[int]) -> Cell:
+        """The same number over these seeds alone, some of which it has."""
+        return Cell(self.state, tuple(reading for reading in self.readings if reading.seed in seeds))
 
     def interval(self) -> tuple[float, float] | None:
         """95 % Wilson interval of the mean accuracy at n images; None for other values.
@@ -142,7 +146,7 @@ class Numbers:
 
     def _over_seeds(self, subject: Subject, stage: str) -> list[Record]:
         same = sorted(self._subjects.get((subject.name, stage), ()), key=lambda one: one.seed)
-        found = (self.record(one, stage) for one in same)
+        found = (self.record(one, stage) for one in same if one.fingerprint == subject.fingerprint)
         return [record for record in found if record is not None]
 
     def _reading(self, record: Record, metric: str) -> Reading | None:
@@ -256,8 +260,8 @@ def show_value(cell: Cell) -> Entry:
     """A plain number, such as a distance, with its spread."""
     if cell.state != "value":
         return Entry(cell.state)
-    mean = abs(cell.spread.mean)
-    digits = 2 if mean >= 0.1 or mean == 0 else 2 - math.floor(math.log10(mean))
+    size = max(abs(cell.spread.mean), cell.spread.deviation)  # a mean near 0 needs no more digits than its spread
+    digits = 2 if size >= 0.1 or size == 0 else 2 - math.floor(math.log10(size))
     return _with_spread(cell, 1.0, min(digits, 6))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ebjdat import files
+from ebjdat.errors import UserError
 from ebjdat.protocols import PROTOCOLS
 from ebjdat.reporting import ledger, runs
 from ebjdat.reporting.comparisons import ENERGY_KINDS
@@ -54,11 +56,17 @@ def energy_histogram(path: Path) -> list[tuple[float, ...]]:
     """Rows (energy, share of images per kind in :data:`ENERGY_KINDS`) from the clean stage's arrays.
 
     All kinds share their bins; a kind that the file does not have counts 0.
+
+    Raises:
+        UserError: the file is damaged.
     """
     if not path.is_file():
         return []
-    with np.load(path, allow_pickle=False) as arrays:
-        found = {kind: arrays[f"{kind}/energy"] for kind in ENERGY_KINDS if f"{kind}/energy" in arrays.files}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {kind: arrays[f"{kind}/energy"] for kind in ENERGY_KINDS if f"{kind}/energy" in arrays.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged ({error}); run `dvc repro` to make it again") from None
     if not found:
         return []
     edges = np.histogram_bin_edges(np.concatenate(list(found.values())), bins=_BINS)

@@ -39,7 +39,7 @@ def _recipes(numbers: Numbers, subject: Subject) -> list[dict[str, Any]]:
 
 def _label(values: Mapping[str, Any]) -> str:
     gap = f", {values['gap'].replace('_', ' ')}" if "gap" in values else ""
-    return f"{values['reading'].replace('_', ' ')}, w2 = {values['w_energy']:g}{gap}"
+    return f"{values.get('reading', 'no reading').replace('_', ' ')}, w2 = {values.get('w_energy', 0):g}{gap}"
 
 
 def readings_table(numbers: Numbers, distance: str) -> Table:
@@ -60,7 +60,7 @@ def readings_table(numbers: Numbers, distance: str) -> Table:
         (Column("samples", distance), ("generate", f"generation/{distance}")),
         (Column("buffer", distance), ("generate", f"generation/buffer-{distance}")),
     ]
-    rows, asked = [], []
+    rows, asked, found = [], [], []
     for recipe in _recipes(numbers, ours):
         at = numbers.at(_with_reading(numbers.params, variant, recipe))
         if at.cell(ours, *accuracies[0][1]).state == "value":
@@ -70,10 +70,12 @@ def readings_table(numbers: Numbers, distance: str) -> Table:
     rows.append((f"{display_name(plain)}: no adversarial images", plain, numbers))
     body = []
     for label, subject, at in rows:
-        entries = [show_percent(at.cell(subject, *metric)) for _, metric in accuracies]
+        shown = [at.cell(subject, *metric) for _, metric in accuracies]
+        entries = [show_percent(cell) for cell in shown]
         entries += [show_value(at.cell(subject, *metric)) for _, metric in values]
         body.append(Row(label, tuple(entries)))
         asked += [(subject, metric) for _, metric in accuracies]
+        found += shown
     title = f"Readings of the adversarial term, {display_name(ours)}"
     extra = (
         "Mean and standard deviation over seeds where several were run; the gap is in nats, its sign is measured. "
@@ -81,6 +83,5 @@ def readings_table(numbers: Numbers, distance: str) -> Table:
         "Samples or a buffer farther from the data than the start: generation got worse than its initialisation."
     )
     columns = tuple(column for column, _ in (*accuracies, *values))
-    return Table(
-        "readings", title, caption(numbers, STANDARD, asked, extra, terms=False), "Reading", columns, tuple(body)
-    )
+    text = caption(numbers, STANDARD, asked, extra, terms=False, found=found)
+    return Table("readings", title, text, "Reading", columns, tuple(body))

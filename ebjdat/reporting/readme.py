@@ -18,7 +18,8 @@ from ebjdat.reporting.layout import Table, markdown_table
 from ebjdat.reporting.lookup import Numbers, load_numbers, with_recorded_code
 from ebjdat.reporting.tables import pages
 
-_PLACE = re.compile(r"(<!-- table: ([a-z0-9_/-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BEGIN, _END = "<!-- table: ", "<!-- end -->"
+_PLACE = re.compile(rf"({_BEGIN}([a-z0-9_/-]+) -->\n)(?:(?!{_BEGIN}).)*?({_END})", re.DOTALL)
 
 
 def fill(text: str, tables: Mapping[str, Table], within: str = "") -> str:
@@ -30,8 +31,10 @@ def fill(text: str, tables: Mapping[str, Table], within: str = "") -> str:
         within: how names of the places to fill begin; other places stay as they are.
 
     Raises:
-        UserError: a place names an unknown table.
+        UserError: a place has no end, or names an unknown table.
     """
+    if len(_PLACE.findall(text)) != text.count(_BEGIN):
+        raise UserError(f"a place for a table has no end: expected {_BEGIN}NAME -->, a line break, and later {_END}")
 
     def body(match: re.Match[str]) -> str:
         if not match[2].startswith(within):
@@ -47,21 +50,38 @@ def fill_page(path: Path, numbers: Numbers) -> None:
     """Fill the places of a file that are marked for the profile of these numbers.
 
     Raises:
-        UserError: there is none, or one names an unknown table.
+        UserError: the file cannot be read, there is no such place, one has no end or names an unknown table.
     """
-    text, profile = path.read_text(encoding="utf-8"), numbers.params.profile
-    if f"<!-- table: {profile}/" not in text:
-        raise UserError(f"{path} has no place for a table of profile {profile}: <!-- table: {profile}/LABEL -->")
+    text, profile = read_page(path, numbers.params.profile), numbers.params.profile
     files.write_text(path, fill(text, _by_name(numbers), f"{profile}/"))
+
+
+def read_page(path: Path, profile: str) -> str:
+    """A page that has places for tables of this profile.
+
+    Raises:
+        UserError: the file cannot be read, or has no such place.
+    """
+    text = _read(path)
+    if f"{_BEGIN}{profile}/" not in text:
+        raise UserError(f"{path} has no place for a table of profile {profile}: {_BEGIN}{profile}/LABEL -->")
+    return text
 
 
 def check_page_matches_records(path: Path, params: Params) -> bool:
     """Whether a page has tables of the profile, as the committed ledger gives them (``check_tables_match_records``)."""
-    text = path.read_text(encoding="utf-8")
+    text = _read(path)
     return (
         f"<!-- table: {params.profile}/" in text
         and fill(text, _by_name(with_recorded_code(load_numbers(params))), f"{params.profile}/") == text
     )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as a page ({error})") from None
 
 
 def _by_name(numbers: Numbers) -> dict[str, Table]:

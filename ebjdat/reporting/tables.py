@@ -34,6 +34,7 @@ from ebjdat.reporting.findings import findings_table
 from ebjdat.reporting.layout import EMPTY, Column, Entry, Row, Table, document, latex, markdown
 from ebjdat.reporting.lookup import Numbers, load_numbers, show_percent, show_value, with_recorded_code
 from ebjdat.reporting.readings import readings_table
+from ebjdat.reporting.records import subject_of
 from ebjdat.reporting.seeds import seeds_table
 from ebjdat.reporting.settings import settings_table
 from ebjdat.subject import Subject
@@ -221,7 +222,7 @@ def table3_extension(numbers: Numbers, protocol: Protocol) -> Table | None:
 def generation_names(numbers: Numbers) -> tuple[str, str]:
     """Metric names of the distance and of the kernel distance, as the profile's features define them."""
     for record in numbers.records:
-        if record["stage"] == "generate":
+        if record["stage"] == "generate" and numbers.record(subject_of(record), "generate") is record:
             settings = record["settings"]
             return settings["features"]["metric"], settings["kernel"]["metric"]
     inception = numbers.profile.evaluation.generation.features == "inception"
