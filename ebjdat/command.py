@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from ebjdat.errors import Interrupted, UserError
 
@@ -17,11 +17,21 @@ PARSER = "stages.arguments"
 """The module whose parser evaluation stages share."""
 
 
-def _take_no_arguments(main: Callable[[], object]) -> None:
-    """Answer --help, and refuse anything else, for a command that reads no arguments: nothing has a parser for it."""
-    module = sys.modules[main.__module__]
-    if module.__name__ == "__main__" and not hasattr(module, "argparse") and PARSER not in sys.modules:
-        argparse.ArgumentParser(description=module.__doc__).parse_args()
+def _refuse_arguments(main: Callable[[], object]) -> None:
+    """Print what a command that reads no arguments is for, where --help asks; refuse anything else.
+
+    Raises:
+        UserError: there are arguments, and nothing would read them.
+    """
+    module, given = sys.modules[main.__module__], sys.argv[1:]
+    if not given or module.__name__ != "__main__" or hasattr(module, "argparse") or PARSER in sys.modules:
+        return
+    if given[0] in ("-h", "--help"):
+        print(f"{module.__doc__}\nIt takes no arguments; params.yaml says what it works on.")
+        sys.exit(0)
+    raise UserError(
+        f"{Path(sys.argv[0]).stem} takes no arguments, got {' '.join(given)}; params.yaml says what it does"
+    )
 
 
 def run(main: Callable[[], object]) -> None:
@@ -30,8 +40,8 @@ def run(main: Callable[[], object]) -> None:
     A command without a parser of its own answers --help and refuses arguments. Ctrl-C ends with 130. Anything else is a
     fault of the program and keeps its traceback.
     """
-    _take_no_arguments(main)
     try:
+        _refuse_arguments(main)
         main()
     except UserError as error:
         print(f"{error.word}: {' '.join(str(error).split())}", file=sys.stderr)
