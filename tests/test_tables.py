@@ -7,6 +7,7 @@ import dataclasses
 import io
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from ebjdat.config import Params
 from ebjdat.errors import UserError
 from ebjdat.evaluation.statistics import Rate, paired
 from ebjdat.protocols import PROTOCOLS, RELEASED, STANDARD
+from ebjdat.reporting import findings as findings_module
 from ebjdat.reporting import ledger, lookup, plots, published, readme, seeds, tables
 from ebjdat.reporting.comparisons import (
     _counts,
@@ -573,6 +575,21 @@ def test_tables_match_the_ledger_until_a_digit_is_typed_by_hand() -> None:
     assert tables.check_tables_match_records(PARAMS) == [path.as_posix()]
     path.unlink()
     assert tables.check_tables_match_records(PARAMS) == [path.as_posix()]
+
+
+def test_the_picture_of_findings_says_what_their_table_says_until_its_words_are_edited() -> None:
+    numbers = repository_of_tables()
+    path = tables.tables_dir("digits") / tables.PICTURE
+    root = ElementTree.fromstring(path.read_text())
+    words = root.findtext("{*}desc", "")
+    row = cells(findings_table(numbers, "classifier-frechet"))["PGD-20: above PGD-AT"]["EB-JDAT-JEM++"]
+    assert f"EB-JDAT-JEM++, PGD-20, minus PGD-AT: {row.spread} {row.interval}" in words.split("; ")
+    assert "var(--" not in path.read_text() and "currentColor" not in path.read_text(), "no page fills them in"
+    files.write_text(path, path.read_text().replace("<rect ", "<rect x='0' ", 1))
+    assert tables.check_tables_match_records(PARAMS) == [], "another machine's strokes"
+    files.write_text(path, path.read_text().replace(row.spread, "+99.9", 1))
+    assert tables.check_tables_match_records(PARAMS) == [path.as_posix()]
+    assert findings_module.differences_figure(numbers_of(PARAMS, [])) is None
 
 
 def test_a_page_shows_the_tables_of_its_places_and_an_edited_digit_is_found(workspace: Path) -> None:

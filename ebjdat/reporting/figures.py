@@ -12,6 +12,7 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,9 @@ MARKERS = "osD^vPX*<>hp"
 DASHES = ("-", "--", "-.", ":")
 SIZE = (4.8, 3.3)
 """Inches at 72 points each: readable at the width of a telephone."""
+
+LARGER = 1.75
+"""A picture in a file is shown by so much larger than in a page's columns."""
 
 _STYLE: dict[str, Any] = {
     "font.size": 9,
@@ -113,8 +117,18 @@ def histograms(name: str, kinds: Mapping[str, np.ndarray], x_label: str, bins: i
     return svg(name, draw, SIZE)
 
 
-def intervals(name: str, groups: Mapping[str, Sequence[Point]], x_label: str, *, percent: bool = True) -> str:
-    """Values with intervals, one row per label and one mark per group; rows of the first group come first."""
+def intervals(
+    name: str,
+    groups: Mapping[str, Sequence[Point]],
+    x_label: str,
+    *,
+    percent: bool = True,
+    zero: bool = False,
+) -> str:
+    """Values with intervals, one row per label and one mark per group; rows of the first group come first.
+
+    ``zero`` draws a line there, for differences.
+    """
     labels = list(dict.fromkeys(point.label for points in groups.values() for point in points))
     scale, offset = (100.0 if percent else 1.0), 0.7 / max(len(groups), 1)
 
@@ -130,6 +144,8 @@ def intervals(name: str, groups: Mapping[str, Sequence[Point]], x_label: str, *,
                 style = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
                 label = group if first else None
                 axes.errorbar([value], [row], xerr=error, linestyle="none", capsize=2, label=label, **style)
+        if zero:
+            axes.axvline(0.0, color=INK, linewidth=0.8)
         axes.set_yticks(range(len(labels)), labels)
         axes.set_ylim(len(labels) - 0.4, -0.6)
         axes.set_xlabel(x_label)
@@ -183,6 +199,23 @@ def _embeddable(text: str, name: str) -> str:
     rest = rest.replace(INK, "currentColor").replace("xlink:href=", "href=")
     rest = re.sub(r" font-family: [^;]+;", "", rest)  # the page's own
     return f'<svg {box[0] if box else ""} aria-hidden="true" focusable="false">{rest.strip()}'
+
+
+def standalone(picture: str, title: str, description: str) -> str:
+    """An element of this module as a file that any page can show: larger, own colours on white, the words inside."""
+    for place, colour in enumerate(COLOURS):
+        picture = picture.replace(f"var(--c{place + 1})", colour)
+    match = re.match(r'<svg viewBox="0 0 ([\d.]+) ([\d.]+)"[^>]*>', picture)
+    assert match is not None, "made by svg()"
+    width, height = match[1], match[2]
+    shown = f'width="{LARGER * float(width):g}" height="{LARGER * float(height):g}"'
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" {shown} '
+        'role="img" font-family="Helvetica, Arial, DejaVu Sans, sans-serif">\n'
+        f"<title>{escape(title)}</title>\n<desc>{escape(description)}</desc>\n"
+        f'<rect width="{width}" height="{height}" fill="#ffffff"/>\n'
+    )
+    return head + picture[match.end() :].replace("currentColor", "#1f2328") + "\n"
 
 
 def mosaic(images: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ebjdat.config import VARIANTS
 from ebjdat.protocols import STANDARD, as_fraction
+from ebjdat.reporting import figures
 from ebjdat.reporting.comparisons import (
     PAIRED,
     alignment,
@@ -25,15 +26,75 @@ RIVALS = {"the plain variant": "base", "its control": "control", "PGD-AT": "pgd_
 """What EB-JDAT is compared with: method by its name in the questions."""
 
 
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How far EB-JDAT lies above another model, in [-1, 1], with its 95 % interval, images and seeds behind it."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    seeds: int
+
+    @property
+    def verdict(self) -> str:
+        """Whether it is above: yes or no where the interval excludes 0."""
+        verdict = "yes" if self.low > 0 else "no" if self.high < 0 else "open"
+        return f"{verdict}, this pair" if self.seeds == 1 and verdict != "open" else verdict
+
+    def text(self) -> tuple[str, str]:
+        """Mean in points; interval and what it rests on."""
+        interval = f"[{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+        return f"{100 * self.mean:+.1f}", f"{interval} (n = {self.n}, {_seeds(self.seeds)})"
+
+
+def difference(numbers: Numbers, ours: Subject, other: Subject, what: str) -> Difference | None:
+    """Of two models, paired by image, over the seeds that both have; None without any.
+
+    Args:
+        what: a key of :data:`~ebjdat.reporting.comparisons.PAIRED`.
+    """
+    found = list(pairs(numbers, ours, other, *PAIRED[what]).values())
+    if not found:
+        return None
+    each = per_image(found)
+    return Difference(float(each.mean()), *joint_interval(found), len(each), len(found))
+
+
+def ours_with_numbers(numbers: Numbers) -> list[Subject]:
+    """The EB-JDAT variants that have numbers."""
+    variants = [Subject(numbers.params.profile, "ebjdat", variant, numbers.params.seed) for variant in VARIANTS]
+    return [one for one in variants if any(numbers.cell(one, *key).state == "value" for key in PAIRED.values())]
+
+
+def differences_figure(numbers: Numbers) -> tuple[str, str] | None:
+    """The differences to each rival as an ``<svg>`` element, and the same in words; None where there are none."""
+    groups: dict[str, list[figures.Point]] = {}
+    words = []
+    for what in reversed(PAIRED):
+        for name, method in RIVALS.items():
+            for ours in ours_with_numbers(numbers):
+                found = difference(numbers, ours, rival(numbers, ours, method), what)
+                if found is not None:
+                    label = (
+                        f"{what.removesuffix(' accuracy')}: vs. {name.split(maxsplit=1)[-1].removesuffix(' variant')}"
+                    )
+                    point = figures.Point(label, found.mean, found.low, found.high)
+                    groups.setdefault(display_name(ours), []).append(point)
+                    words.append(f"{display_name(ours)}, {what}, minus {name}: {' '.join(found.text())}")
+    if not groups:
+        return None
+    picture = figures.intervals("differences", groups, "EB-JDAT minus the other (points)", zero=True)
+    return picture, "; ".join(words)
+
+
 def findings_table(numbers: Numbers, distance: str) -> Table:
     """The questions as rows, the EB-JDAT variants that have numbers as columns.
 
     Args:
         distance: metric name of the distance between samples and training images.
     """
-    profile, seed = numbers.params.profile, numbers.params.seed
-    variants = [Subject(profile, "ebjdat", variant, seed) for variant in VARIANTS]
-    variants = [one for one in variants if any(numbers.cell(one, *key).state == "value" for key in PAIRED.values())]
+    profile, variants = numbers.params.profile, ours_with_numbers(numbers)
     both = {name: [(one, rival(numbers, one, method)) for one in variants] for name, method in RIVALS.items()}
     rows = [
         Row(f"{what}: above {name}", tuple(_above(numbers, *pair, what) for pair in both[name]))
@@ -83,17 +144,10 @@ def _missing(*found: Cell) -> Entry:
 
 
 def _above(numbers: Numbers, ours: Subject, other: Subject, what: str) -> Entry:
-    metric = PAIRED[what]
-    found = list(pairs(numbers, ours, other, *metric).values())
-    if not found:
-        return _missing(numbers.cell(ours, *metric), numbers.cell(other, *metric))
-    each = per_image(found)
-    low, high = joint_interval(found)
-    verdict = "yes" if low > 0 else "no" if high < 0 else "open"
-    if len(found) == 1 and verdict != "open":
-        verdict += ", this pair"
-    rests_on = f"(n = {len(each)}, {_seeds(found)})"
-    return Entry(verdict, f"{100 * each.mean():+.1f}", f"[{100 * low:+.1f}, {100 * high:+.1f}] {rests_on}")
+    found = difference(numbers, ours, other, what)
+    if found is None:
+        return _missing(numbers.cell(ours, *PAIRED[what]), numbers.cell(other, *PAIRED[what]))
+    return Entry(found.verdict, *found.text())
 
 
 def _aligned(numbers: Numbers, ours: Subject, other: Subject, fresh: bool = False) -> Entry:
@@ -102,7 +156,7 @@ def _aligned(numbers: Numbers, ours: Subject, other: Subject, fresh: bool = Fals
     if not differences:
         return _missing(first, second)
     verdict = {"more": "yes", "less": "no"}.get(direction, "open")
-    rests_on = f"({_seeds(differences)})"
+    rests_on = f"({_seeds(len(differences))})"
     if len(differences) > 1:
         low, high = seed_interval(differences)
         rests_on = f"[{low:+.2f}, {high:+.2f}] {rests_on}"
@@ -120,5 +174,5 @@ def _nearer(numbers: Numbers, ours: Subject, distance: str) -> Entry:
     return Entry(f"in {lower} of {len(common)}", f"{means[0]:.2f}, {means[1]:.2f}")
 
 
-def _seeds(found: Sequence[object]) -> str:
-    return "one seed" if len(found) == 1 else f"{len(found)} seeds"
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"{count} seeds"

@@ -22,6 +22,7 @@ from ebjdat.protocols import PROTOCOLS, as_fraction
 from ebjdat.reporting import claims, figures, html, ledger, published
 from ebjdat.reporting.comparisons import ENERGY_KINDS, all_subjects, display_name, energy_table, masking_rows
 from ebjdat.reporting.figures import Curve, Point
+from ebjdat.reporting.findings import differences_figure
 from ebjdat.reporting.html import Figure, Section
 from ebjdat.reporting.layout import EMPTY, Column, Entry, Row, Table
 from ebjdat.reporting.lookup import Cell, Numbers, show_percent, show_value, with_recorded_code
@@ -89,9 +90,10 @@ def comparison(params: Params, numbers: Numbers) -> str:
     tables = {table.label: table for group in found.values() for table in group}
     main = [tables.pop("findings"), *(tables.pop(f"tradeoff-{protocol}") for protocol in PROTOCOLS)]
     attacks = [tables.pop(label) for label in list(tables) if label.startswith("table")]
+    drawn = [*_differences(numbers), *_overview(numbers)]
     energies = [tables.pop(label) for label in ("energies", "alignment", "calibration")]
     sections = [
-        Section("overview", "Robustness, accuracy and generation", figures=_overview(numbers), tables=main),
+        Section("overview", "Robustness, accuracy and generation", figures=drawn, tables=main),
         Section("attacks", "Tables 1 to 3 of the supplement", figures=_all_radii(numbers), folded=attacks),
         Section("energies", "Energies", figures=_energy_means(numbers), tables=energies[:2], folded=energies[2:]),
         Section("seeds", "Seeds, readings, initialisation", tables=[tables.pop("seeds")], folded=_rest(tables)),
@@ -479,6 +481,15 @@ def _points(numbers: Numbers, stage: str, metric: str) -> list[Point]:
         if cell.state == "value":
             points.append(Point(display_name(subject), cell.spread.mean, *(cell.interval() or (None, None))))
     return points
+
+
+def _differences(numbers: Numbers) -> list[Figure]:
+    """EB-JDAT against each rival, where there are pairs."""
+    drawn = differences_figure(numbers)
+    if drawn is None:
+        return []
+    text = "EB-JDAT minus another model, protocol standard; bars: 95 % interval over images and seeds."
+    return [Figure(f"Differences between models; the table of findings has the numbers. {text}", text, drawn[0])]
 
 
 def _overview(numbers: Numbers) -> list[Figure]:
