@@ -11,7 +11,9 @@ from ebjdat import packages
 packages.use(packages.INPUTS)
 
 from ebjdat import command  # noqa: E402  # after the path is complete
-from ebjdat.campaign import Campaign, check_done, log_records, read_study, take_in  # noqa: E402
+from ebjdat.campaign.run import Campaign, check_done, log_records  # noqa: E402
+from ebjdat.campaign.study import read_study  # noqa: E402
+from ebjdat.campaign.workspace import take_in  # noqa: E402
 
 
 def main() -> None:

@@ -38,7 +38,8 @@ def main() -> None:
     if arguments.inputs is not None:
         _take_inputs(arguments.inputs, arguments.root)
     packages.use(arguments.root / "inputs")
-    from ebjdat.campaign import Campaign, check_done, read_study
+    from ebjdat.campaign.run import Campaign, check_done
+    from ebjdat.campaign.study import read_study
 
     rows = read_study(arguments.study, profile=arguments.profile)
     spent = (time.monotonic() - command.STARTED) / 60 + PACKING_MINUTES

@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from ebjdat import campaign, files, provenance
-from ebjdat.campaign import Campaign, check_done, pending, prepare_workspace, read_study, take_in, visible_gpus
+from ebjdat import files, provenance
+from ebjdat.campaign import run, workspace
+from ebjdat.campaign.run import Campaign, check_done, visible_gpus
+from ebjdat.campaign.study import read_study
+from ebjdat.campaign.workspace import pending, prepare_workspace, take_in
 from ebjdat.config import load_params
 from ebjdat.errors import Unfinished, UserError
 from ebjdat.provenance import ROOT
+from ebjdat.subject import data_digest
 
 STUDY = """
 stages: [clean, generate]
@@ -186,7 +190,7 @@ def test_only_rows_over_plain_parameters_are_taken_in(study: Path, tmp_path: Pat
     files.write_text(Path("results/digits/pgd_at/old.json"), "{}")
     unfinished = [["stages.clean"]]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(campaign, "pending", lambda row, folder: unfinished)
+        patch.setattr(workspace, "pending", lambda row, folder: unfinished)
         assert take_in([plain, rows[2]], tmp_path / "runs") == []
         unfinished.clear()
         assert take_in([plain, rows[2]], tmp_path / "runs") == ["results/digits/pgd_at"]
@@ -197,7 +201,7 @@ def test_only_rows_over_plain_parameters_are_taken_in(study: Path, tmp_path: Pat
 def test_an_evaluation_of_other_weights_is_run_again(study: Path, tmp_path: Path) -> None:
     row = read_study(study, stages=["clean"])[2]
     folder = prepare_workspace(row, tmp_path / "runs")
-    data = campaign.data_digest(row.subject.profile)
+    data = data_digest(row.subject.profile)
     weights = folder / row.subject.model_dir / "best.pt"
     files.write_text(weights, "weights")
     summary = {"identity": row.subject.identity(row.params, "train", data)}
@@ -281,7 +285,7 @@ def test_surrogates_of_older_recipes_are_not_taken_in(study: Path, tmp_path: Pat
     study.write_text("stages: []\nrows: [{model: trades}]")
     (row,) = read_study(study)
     folder = prepare_workspace(row, tmp_path / "runs")
-    data = campaign.data_digest("digits")
+    data = data_digest("digits")
     files.write_json(
         folder / row.subject.model_dir / "summary.json", {"identity": row.subject.identity(row.params, "train", data)}
     )
@@ -299,7 +303,7 @@ def test_a_copy_that_fails_leaves_what_was_there(study: Path, tmp_path: Path, mo
     study.write_text("stages: []\nrows: [{model: trades}]")
     (row,) = read_study(study)
     folder = prepare_workspace(row, tmp_path / "runs")
-    identity = row.subject.identity(row.params, "train", campaign.data_digest("digits"))
+    identity = row.subject.identity(row.params, "train", data_digest("digits"))
     files.write_json(folder / row.subject.model_dir / "summary.json", {"identity": identity})
     files.write_text(row.subject.model_dir / "best.pt", "here already")
 
@@ -307,7 +311,7 @@ def test_a_copy_that_fails_leaves_what_was_there(study: Path, tmp_path: Path, mo
         target.mkdir()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(campaign.shutil, "copytree", full)
+    monkeypatch.setattr(workspace.shutil, "copytree", full)
     with pytest.raises(UserError, match=r"stays as it was.*No space left"):
         take_in([row], tmp_path / "runs")
     assert [path.name for path in row.subject.model_dir.parent.iterdir()] == ["trades"]
@@ -317,7 +321,7 @@ def test_a_copy_that_fails_leaves_what_was_there(study: Path, tmp_path: Path, mo
 def test_a_command_that_outlives_its_grace_takes_its_children_along(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(campaign, "GRACE", 0.2)
+    monkeypatch.setattr(run, "GRACE", 0.2)
     row = read_study(study)[0]
     (tmp_path / "stages").mkdir()
     child = "import signal, time; signal.signal(15, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
