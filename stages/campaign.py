@@ -35,10 +35,11 @@ def main() -> None:
     states = campaign.run(rows)
     for name, state in states.items():
         print(f"{name}: {state}", flush=True)
+    if arguments.take:
+        done = [row for row in rows if states[row.name] == "done"]
+        print(f"taken in: {', '.join(take_in(done, campaign.root)) or 'nothing'}", flush=True)
     if not arguments.no_log:
         log_records(rows, campaign.root)
-    if arguments.take:
-        print(f"taken in: {', '.join(take_in(rows, campaign.root)) or 'nothing'}")
     check_done(states)
 
 

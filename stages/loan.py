@@ -66,7 +66,8 @@ def _take_inputs(inputs: Path, root: Path) -> None:
     mark = root / "inputs" / UNPACKED
     if mark.is_file():
         return
-    lacking = packing.missing(inputs)
+    first = inputs.is_dir() and not (inputs / packing.MANIFEST).is_file()
+    lacking = [packing.MANIFEST] if first else packing.missing(inputs)
     if lacking:
         raise Unfinished(f"{inputs}: still to come: {', '.join(lacking)}; the same command goes on when they are here")
     packing.unpack(inputs, root / "inputs")

@@ -86,6 +86,11 @@ def test_a_row_that_needs_surrogates_trains_them_and_its_own_model_once(study: P
         ("stages: [clean]\nrows: [{1: 2}]", "expected a mapping of parameter keys"),
         ("stages:\nrows: []", "stages: expected a list"),
         ("stages: [clean]\nrows: [{profiles.digits.data.split_seed: 7}]", "all rows of a profile share data/digits"),
+        (
+            "stages: [clean]\nrows: [{profiles.digits.data: {dataset: digits, folder: null, split_seed: 7, train: 999, "
+            "validation: 200, test: 397}}]",
+            "all rows of a profile share data/digits",
+        ),
     ],
 )
 def test_a_malformed_study_is_refused_before_anything_runs(study: Path, text: str, message: str) -> None:
@@ -316,6 +321,19 @@ def test_a_copy_that_fails_leaves_what_was_there(study: Path, tmp_path: Path, mo
         take_in([row], tmp_path / "runs")
     assert [path.name for path in row.subject.model_dir.parent.iterdir()] == ["trades"]
     assert (row.subject.model_dir / "best.pt").read_text() == "here already"
+
+
+def test_a_replacement_killed_between_its_renames_is_made_good(study: Path, tmp_path: Path) -> None:
+    study.write_text("stages: []\nrows: [{model: trades}]")
+    (row,) = read_study(study)
+    folder = prepare_workspace(row, tmp_path / "runs")
+    identity = row.subject.identity(row.params, "train", data_digest("digits"))
+    files.write_json(folder / row.subject.model_dir / "summary.json", {"identity": identity})
+    files.write_text(row.subject.model_dir.with_name(".trades.old") / "report.html", "page")
+    files.write_text(row.subject.model_dir.with_name(".trades.new") / "half", "")
+    assert take_in([row], tmp_path / "runs") == [str(row.subject.model_dir)]
+    assert {path.name for path in row.subject.model_dir.iterdir()} == {"report.html", "summary.json"}
+    assert [path.name for path in row.subject.model_dir.parent.iterdir()] == ["trades"]
 
 
 def test_a_command_that_outlives_its_grace_takes_its_children_along(

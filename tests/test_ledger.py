@@ -195,6 +195,12 @@ def test_strict_tracking_fails_the_stage(workspace: Path, monkeypatch: pytest.Mo
         update()
 
 
+def test_an_unfinished_copy_of_a_results_folder_is_no_source() -> None:
+    (record,) = write_records(PARAMS, OURS, stages=["clean"])
+    files.write_text(OURS.results_dir.with_name(".half.new") / "clean.json", '{"half')
+    assert [found for _, found in ledger.workspace_records("digits")] == [record]
+
+
 def test_a_damaged_history_is_named() -> None:
     files.write_text(OURS.model_dir / "history.jsonl", '{"epoch": 1}\n{"epo')
     with pytest.raises(UserError, match=r"history\.jsonl is damaged"):

@@ -185,7 +185,7 @@ class Campaign:
         try:
             return process.wait(GRACE)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # and its children; the checkpoint before counts
+            os.killpg(process.pid, signal.SIGKILL)  # its children too, save torchrun's, which it ends itself by then
             process.wait()
             return -signal.SIGTERM
 

@@ -101,14 +101,14 @@ def _row(where: str, overrides: Any, base: dict[str, Any], stages: list[str]) ->
     profile = str(overrides.get("profile", raw.get("profile")))
     overrides = {key.replace("${profile}", profile): value for key, value in overrides.items()}
     for key, value in overrides.items():
-        if ".data." in key:
-            raise UserError(f"{where}: {key}: all rows of a profile share data/{profile}; set it in params.yaml")
         if key != "model":
             _set(raw, key, value, where)
     try:
         params = parse_params(raw)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+    if raw["profiles"][profile]["data"] != base["profiles"][profile]["data"]:
+        raise UserError(f"{where}: all rows of a profile share data/{profile}; change its settings in params.yaml")
     model = overrides.get("model")
     if model is not None and model not in BASELINES:
         raise UserError(f"{where}: unknown baseline {model!r}; known: {', '.join(BASELINES)}")

@@ -158,16 +158,20 @@ def _replace(source: Path, folder: Path) -> None:
     """
     fresh, old = (folder.with_name(f".{folder.name}.{name}") for name in ("new", "old"))
     page = folder / "report.html"
+    if old.is_dir() and not folder.exists():  # an earlier call was killed between its two renames
+        old.rename(folder)
     for path in (fresh, old):
         shutil.rmtree(path, ignore_errors=True)
     try:
         shutil.copytree(source, fresh)
         if page.is_file():
             shutil.copy2(page, fresh)
+        if folder.is_dir():
+            folder.rename(old)
+        fresh.rename(folder)
     except OSError as error:
+        if old.is_dir():
+            old.rename(folder)
         shutil.rmtree(fresh, ignore_errors=True)
         raise UserError(f"{folder} stays as it was: {source} could not be copied ({error})") from None
-    if folder.is_dir():
-        folder.rename(old)
-    fresh.rename(folder)
     shutil.rmtree(old, ignore_errors=True)

@@ -93,7 +93,7 @@ def _order(record: Record) -> tuple[str, int, int, str]:
 def workspace_records(profile: str) -> list[tuple[Path, Record]]:
     """The records that lie in ``results/<profile>/*/`` now, but those of an external model's earlier weights."""
     root = Path("results") / profile
-    paths = [path for stage in EVALUATIONS for path in root.glob(f"*/{stage}.json")]
+    paths = [path for stage in EVALUATIONS for path in root.glob(f"[!.]*/{stage}.json")]
     found = [(path, read_record(path)) for path in sorted(paths)]
     return [(path, record) for path, record in found if not _is_replaced(subject_of(record))]
 

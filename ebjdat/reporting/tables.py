@@ -392,6 +392,8 @@ def write_tables(numbers: Numbers, checks: Sequence[Mapping[str, Any]]) -> list[
     texts = render(numbers) | {"reproduction.md": markdown([reproduction_table(checks, numbers.params.profile)])}
     for name, text in texts.items():
         files.write_text(folder / name, text)
+    if PICTURE not in texts:
+        (folder / PICTURE).unlink(missing_ok=True)
     return [folder / name for name in sorted(texts)]
 
 
@@ -407,8 +409,9 @@ def check_tables_match_records(params: Params) -> list[str]:
     """
     numbers = with_recorded_code(load_numbers(params))
     folder = tables_dir(params.profile)
-    wrong = []
-    for name, text in render(numbers).items():
+    texts = render(numbers)
+    wrong = [(folder / PICTURE).as_posix()] if PICTURE not in texts and (folder / PICTURE).exists() else []
+    for name, text in texts.items():
         path = folder / name
         if not path.is_file() or _words(path.read_text(encoding="utf-8"), name) != _words(text, name):
             wrong.append(path.as_posix())
