@@ -126,11 +126,13 @@ class _Pieces(io.RawIOBase):
 
 
 def missing(folder: Path) -> list[str]:
-    """Names of the pieces of a pack that are not there, or not whole.
+    """Names of the pieces of a pack that are not there, or not whole; of the manifest, while only that is known.
 
     Raises:
-        UserError: the manifest is missing or damaged.
+        UserError: there is no such folder, or the manifest is damaged.
     """
+    if folder.is_dir() and not (folder / MANIFEST).is_file():
+        return [MANIFEST]
     return [piece["name"] for piece in read_manifest(folder)["pieces"] if not _whole(folder / piece["name"], piece)]
 
 

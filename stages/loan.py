@@ -66,8 +66,7 @@ def _take_inputs(inputs: Path, root: Path) -> None:
     mark = root / "inputs" / UNPACKED
     if mark.is_file():
         return
-    first = inputs.is_dir() and not (inputs / packing.MANIFEST).is_file()
-    lacking = [packing.MANIFEST] if first else packing.missing(inputs)
+    lacking = packing.missing(inputs)
     if lacking:
         raise Unfinished(f"{inputs}: still to come: {', '.join(lacking)}; the same command goes on when they are here")
     packing.unpack(inputs, root / "inputs")

@@ -119,3 +119,10 @@ def test_pieces_of_no_size_are_refused(megabytes: float) -> None:
 def test_a_folder_without_a_pack_is_told_as_that(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no pack is here, or its manifest\.json has not arrived yet"):
         packing.unpack(tmp_path / "nowhere", tmp_path / "there")
+    with pytest.raises(UserError, match="no pack is here"):
+        packing.missing(tmp_path / "nowhere")
+
+
+def test_a_manifest_that_has_not_arrived_is_missing_like_a_piece(tmp_path: Path) -> None:
+    (tmp_path / "piece-000").touch()
+    assert packing.missing(tmp_path) == ["manifest.json"]

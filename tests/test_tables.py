@@ -470,17 +470,20 @@ def test_one_seed_or_copies_of_it_give_bonett_and_price_and_mcnemar() -> None:
 
 
 def test_the_joint_interval_covers_where_images_and_seeds_both_vary() -> None:
-    """Crossed effects of equal size on the logit of either model; the expected difference is 0 by symmetry."""
-    random = np.random.default_rng(0)
-    covered = {seeds.mean_interval: 0, seeds.joint_interval: 0}
-    for _ in range(400):
-        image, run = random.normal(0, 1.5, (100, 1)), random.normal(0, 0.4, (2, 6))
-        flags = random.random((2, 100, 6)) < 1 / (1 + np.exp(-image - run[:, None]))
+    """Two models that are equal but for images and runs of their own: a verdict is an error."""
+    random, draws = np.random.default_rng(0), 1000
+    errors = {"images": 0, "both, one by one": 0, "joint": 0}
+    for _ in range(draws):
+        image = random.normal(1, 1, (1, 100, 1)) + random.normal(0, 0.8, (2, 100, 1))
+        flags = image + random.normal(0, 0.25, (2, 1, 6)) + random.normal(0, 0.3, (2, 100, 6)) > 0
         found = [(Rate.of(flags[0, :, seed]), Rate.of(flags[1, :, seed])) for seed in range(6)]
-        for interval in covered:
-            low, high = interval(found)
-            covered[interval] += low <= 0 <= high
-    assert covered[seeds.joint_interval] >= 0.95 * 400 > covered[seeds.mean_interval]
+        over_seeds = seed_interval([paired(*pair).difference for pair in found])
+        wrong = [low > 0 or high < 0 for low, high in (seeds.mean_interval(found), over_seeds)]
+        errors["images"] += wrong[0]
+        errors["both, one by one"] += all(wrong)
+        low, high = seeds.joint_interval(found)
+        errors["joint"] += low > 0 or high < 0
+    assert errors["joint"] <= 0.05 * draws < errors["both, one by one"] < errors["images"]
 
 
 def test_the_joint_interval_adds_squared_distances_and_is_that_of_the_images_for_one_seed() -> None:

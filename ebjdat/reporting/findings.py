@@ -24,6 +24,8 @@ from ebjdat.subject import Subject
 
 RIVALS = {"the plain variant": "base", "its control": "control", "PGD-AT": "pgd_at"}
 """What EB-JDAT is compared with: method by its name in the questions."""
+SHORT = {"base": "plain", "control": "control", "pgd_at": "PGD-AT"}
+"""The same in the picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +78,7 @@ def differences_figure(numbers: Numbers) -> tuple[str, str] | None:
             for ours in ours_with_numbers(numbers):
                 found = difference(numbers, ours, rival(numbers, ours, method), what)
                 if found is not None:
-                    label = (
-                        f"{what.removesuffix(' accuracy')}: vs. {name.split(maxsplit=1)[-1].removesuffix(' variant')}"
-                    )
-                    point = figures.Point(label, found.mean, found.low, found.high)
+                    point = figures.Point(f"{what}, vs. {SHORT[method]}", found.mean, found.low, found.high)
                     groups.setdefault(display_name(ours), []).append(point)
                     words.append(f"{display_name(ours)}, {what}, minus {name}: {' '.join(found.text())}")
     if not groups:

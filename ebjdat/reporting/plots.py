@@ -52,6 +52,19 @@ def radius_curve(
     return rows
 
 
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of a side file of a record.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged ({error}); run `dvc repro` to make it again") from None
+
+
 def energy_histogram(path: Path) -> list[tuple[float, ...]]:
     """Rows (energy, share of images per kind in :data:`ENERGY_KINDS`) from the clean stage's arrays.
 
@@ -62,11 +75,8 @@ def energy_histogram(path: Path) -> list[tuple[float, ...]]:
     """
     if not path.is_file():
         return []
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {kind: arrays[f"{kind}/energy"] for kind in ENERGY_KINDS if f"{kind}/energy" in arrays.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is damaged ({error}); run `dvc repro` to make it again") from None
+    arrays = read_npz(path)
+    found = {kind: arrays[f"{kind}/energy"] for kind in ENERGY_KINDS if f"{kind}/energy" in arrays}
     if not found:
         return []
     edges = np.histogram_bin_edges(np.concatenate(list(found.values())), bins=_BINS)

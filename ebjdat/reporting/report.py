@@ -8,7 +8,6 @@ holds the code whose hashes it names.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from ebjdat.reporting.findings import differences_figure
 from ebjdat.reporting.html import Figure, Section
 from ebjdat.reporting.layout import EMPTY, Column, Entry, Row, Table
 from ebjdat.reporting.lookup import Cell, Numbers, show_percent, show_value, with_recorded_code
-from ebjdat.reporting.plots import radius_curve
+from ebjdat.reporting.plots import radius_curve, read_npz
 from ebjdat.reporting.records import Record, arrays_path, rates_of, read_record, record_path
 from ebjdat.reporting.tables import generation_names, pages
 from ebjdat.subject import EVALUATIONS, Subject
@@ -148,11 +147,7 @@ def read_arrays(path: Path, record: Record | None) -> Arrays:
     """
     if record is None or not path.is_file() or provenance.file_hash(path) != record["arrays"]:
         return {}
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is damaged ({error}); run `dvc repro` to make it again") from None
+    return read_npz(path)
 
 
 def _own(numbers: Numbers, subject: Subject, stage: str, metric: str) -> Cell:

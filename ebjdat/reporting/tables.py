@@ -7,7 +7,7 @@ Lookup by identity is in :mod:`ebjdat.reporting.lookup`, layout in :mod:`ebjdat.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -366,7 +366,9 @@ TEX_PAGES = ("table1", "table2", "table3", "initialisation", "tradeoff", "energi
 
 
 PICTURE = "findings.svg"
-"""The findings table's differences as a picture; its words are checked, not where a machine puts each stroke."""
+"""The findings table's differences as a picture."""
+REPRODUCTION = "reproduction.md"
+"""Made from the MLflow store too, so the ledger alone cannot check it."""
 
 
 def render(numbers: Numbers) -> dict[str, str]:
@@ -387,19 +389,24 @@ def tables_dir(profile: str) -> Path:
 
 
 def write_tables(numbers: Numbers, checks: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Write every table, and the reproduction check; returns the paths."""
+    """Write every table, the picture and the reproduction check, remove older files; returns the paths."""
     folder = tables_dir(numbers.params.profile)
-    texts = render(numbers) | {"reproduction.md": markdown([reproduction_table(checks, numbers.params.profile)])}
+    texts = render(numbers) | {REPRODUCTION: markdown([reproduction_table(checks, numbers.params.profile)])}
     for name, text in texts.items():
         files.write_text(folder / name, text)
-    if PICTURE not in texts:
-        (folder / PICTURE).unlink(missing_ok=True)
+    for path in _not_among(texts, folder):
+        path.unlink()
     return [folder / name for name in sorted(texts)]
 
 
-def _words(text: str, name: str) -> str:
-    """What of a file must match: all of a table, title and description of a picture."""
-    return text[: text.index("</desc>")] if name == PICTURE and "</desc>" in text else text
+def _not_among(names: Collection[str], folder: Path) -> list[Path]:
+    """Files in the folder that today's records do not give."""
+    return [path for path in folder.iterdir() if path.is_file() and path.name not in names]
+
+
+def _words(text: str) -> str:
+    """What of a file must match: all of a table; of a picture its title and description, not every stroke."""
+    return text.partition("</desc>")[0]
 
 
 def check_tables_match_records(params: Params) -> list[str]:
@@ -410,9 +417,9 @@ def check_tables_match_records(params: Params) -> list[str]:
     numbers = with_recorded_code(load_numbers(params))
     folder = tables_dir(params.profile)
     texts = render(numbers)
-    wrong = [(folder / PICTURE).as_posix()] if PICTURE not in texts and (folder / PICTURE).exists() else []
+    wrong = [path.as_posix() for path in _not_among({*texts, REPRODUCTION}, folder)] if folder.is_dir() else []
     for name, text in texts.items():
         path = folder / name
-        if not path.is_file() or _words(path.read_text(encoding="utf-8"), name) != _words(text, name):
+        if not path.is_file() or _words(path.read_text(encoding="utf-8")) != _words(text):
             wrong.append(path.as_posix())
     return sorted(wrong)
