@@ -1,4 +1,4 @@
-# make repro   set up, then run the pipeline (dvc repro)
+# make repro   set up, then run the pipeline: what is independent at once (JOBS=n stages), then dvc repro confirms
 # make test    set up, then run the tests
 # make lint    style and types
 # make env     only set up: .venv with the pinned, hashed requirements
@@ -25,9 +25,8 @@ $(STAMP): requirements.lock requirements-uv.lock
 	.venv/bin/python -m uv pip sync --quiet --compile-bytecode --python .venv/bin/python --require-hashes requirements.lock
 	@touch $(STAMP)
 
-# On a CPU, independent stages run side by side first; dvc repro does the rest, and decides.
 repro: env
-	python -m stages.lanes
+	python -m stages.repro $(if $(JOBS),--jobs $(JOBS))
 	dvc repro
 	@echo "done: open results/<profile>/report.html (digits unless params.yaml says otherwise), results/claims.md"
 

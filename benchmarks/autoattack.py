@@ -27,16 +27,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ebjdat import files, provenance
+from benchmarks import harness
+from ebjdat import files
 from ebjdat.attacks.autoattack import Job, package, package_version
+from ebjdat.attacks.outcomes import Outcomes
 from ebjdat.attacks.slices import run_jobs
 from ebjdat.config import load_params
 from ebjdat.data.prepared import load_prepared
 from ebjdat.device import choose_device, processors
 from ebjdat.model.store import load_model
-from ebjdat.provenance import ROOT
 
-RESULT = ROOT / "benchmarks" / "results" / "autoattack.json"
+RESULT = harness.RESULTS / "autoattack.json"
 SEED = 0
 
 
@@ -44,21 +45,21 @@ def main() -> None:
     """Measure both and write the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", help="default: that of params.yaml")
-    parser.add_argument("--model", default="ebjdat-jempp", help="folder below models/<profile>/")
+    parser.add_argument("--model", default="ebjdat-jempp", help="of seed 0")
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--slice", type=int, default=64)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     arguments = parser.parse_args()
-    params = load_params()
-    profile = arguments.profile or params.profile
+    params = load_params(profile=arguments.profile)
+    profile = params.profile
     device = choose_device(arguments.device)
-    path = Path("models") / profile / arguments.model / "best.pt"
+    path = Path("models") / profile / arguments.model / "0" / "best.pt"
     data = load_prepared(Path("data") / profile)
     x, y = data.x_test[: arguments.images].to(device), data.y_test[: arguments.images].to(device)
-    eps = params.profiles[profile].evaluation.radius
+    eps = params.current.evaluation.radius
     found = compare(path, x, y, eps=eps, size=arguments.slice, device=device)
     settings = {"profile": profile, "model": arguments.model, "images": len(x), "slice": arguments.slice, "eps": eps}
-    settings["weights"] = provenance.file_hash(path)[:16]
+    settings["weights"] = files.file_hash(path)[:16]
     result = settings | {"package": package_version(), "machine": machine(device)} | found
     files.write_json(RESULT, result)
     print(json.dumps(result))
@@ -120,7 +121,7 @@ def by_stage(
     load = {"best": partial(load_model, path, device)}
     workers = processors() if device.type == "cpu" else 1
     with tempfile.TemporaryDirectory() as folder:
-        found = run_jobs(jobs, load, images, folder=Path(folder), made_by={"best": str(path)}, workers=workers)
+        found = run_jobs(jobs, load, images, done=Outcomes(Path(folder)), workers=workers)
     return np.concatenate([found[job].final for job in jobs])
 
 

@@ -20,11 +20,9 @@ from torch import Tensor
 
 from benchmarks import harness, step
 from ebjdat import command
-from ebjdat.config import Params, load_params
+from ebjdat.config import Setup
 from ebjdat.model.energy import EnergyModel
 from ebjdat.model.store import Architecture, new_model
-from ebjdat.subject import Subject
-from ebjdat.training.recipes import recipe
 
 RESULT = harness.RESULTS / "cost.json"
 GPUS = {
@@ -48,9 +46,8 @@ def measure(changes: dict[str, Any], precision: str, repeats: int) -> dict[str, 
     chosen = BASE | changes
     device = torch.device("cpu")
     setting = step.Setting(chosen["network"], chosen["size"], chosen["batch"], "jempp", device)
-    variant = dataclasses.replace(setting.variant, steps=chosen["steps"])
-    objective = type(setting.recipe.objective)(variant, setting.recipe.schedule.train_eps)  # type: ignore[call-arg]
-    setting.recipe = dataclasses.replace(setting.recipe, variant=variant, objective=objective)
+    variant = setting.variant.model_copy(update={"steps": chosen["steps"]})
+    setting.setup = dataclasses.replace(setting.setup, recipe=variant)
     run = step.EngineRun(setting, precision)
     wall, used = harness.medians({"engine": run.step}, repeats, device)["engine"]
     forwards = step.forward_equivalents(variant) * chosen["batch"]
@@ -73,29 +70,26 @@ def kept_bytes(model: EnergyModel, x: Tensor) -> int:
     return sum(kept.values())
 
 
-def epoch_forwards(params: Params, variant: str) -> float:
-    """Forwards per epoch of profile cifar10: iterations, statistics and selection."""
-    profile = params.profiles["cifar10"]
-    plan = recipe(params, Subject("cifar10", "ebjdat", variant, 0))
-    assert plan.variant is not None
-    share = plan.schedule.px_batch_size / plan.schedule.batch_size
-    passes = 3 * (2 + 2 * share) * (2 if plan.variant.sharpness else 1)
-    image = 2 * plan.variant.steps * share + 1 + 2 * plan.variant.attack_steps + passes
-    shared = profile.training.shared
-    statistics = (shared.bn_images // 2) * 20 + shared.bn_images
-    return profile.data.train * image + statistics + profile.data.validation * (2 * shared.validation_steps + 2)
+def epoch_forwards(setup: Setup) -> float:
+    """Forwards per epoch: iterations, statistics and selection."""
+    training, recipe, data = setup.training, setup.recipe, setup.data
+    assert training is not None and recipe is not None
+    share = training.px_batch_size / training.batch_size
+    passes = 3 * (2 + 2 * share) * (2 if recipe.sharpness else 1)
+    image = 2 * recipe.steps * share + 1 + 2 * recipe.attack_steps + passes
+    statistics = (training.bn_images // 2) * 20 + training.bn_images
+    return data.train * image + statistics + data.validation * (2 * training.validation_steps + 2)
 
 
-def predict(params: Params) -> dict[str, Any]:
+def predict() -> dict[str, Any]:
     """Hours and memory of profile cifar10 by variant and GPU."""
-    profile = params.profiles["cifar10"]
     rows = []
     for name in ("jem", "jempp", "sadajem"):
-        plan = recipe(params, Subject("cifar10", "ebjdat", name, 0))
+        setup = harness.setup_of("cifar10", f"ebjdat-{name}")
+        training, recipe, network = setup.training, setup.recipe, setup.network
+        assert training is not None and recipe is not None
         model = new_model(
-            Architecture(
-                depth=profile.network.depth, width=profile.network.width, channels=3, classes=10, norm=plan.norm
-            ),
+            Architecture(depth=network.depth, width=network.width, channels=3, classes=10, norm=recipe.norm),
             0,
         ).train()
         x = torch.rand(2, 3, 32, 32)
@@ -104,19 +98,19 @@ def predict(params: Params) -> dict[str, Any]:
         kept = (kept_bytes(model, torch.cat([x, x])) - kept_bytes(model, x)) / len(x)
         weights = sum(parameter.numel() for parameter in model.parameters())
         # Weights, gradients, momentum (Adam: two), SAM's copy and step; bfloat16 weights of a pass.
-        copies = 3 + (plan.schedule.optimiser == "adam") + 2 * (plan.variant is not None and plan.variant.sharpness > 0)
-        fixed = weights * (4 * copies + 2) + 4 * 3072 * profile.training.shared.buffer_size
-        fixed += 4 * 3072 * (profile.data.train + 10 * 3072 * (name != "jem"))
-        held = 2 * (plan.schedule.batch_size + plan.schedule.px_batch_size) * kept
-        epoch = epoch_forwards(params, name) * flops
+        copies = 3 + (training.optimiser == "adam") + 2 * (recipe.sharpness > 0)
+        fixed = weights * (4 * copies + 2) + 4 * 3072 * training.buffer_size
+        fixed += 4 * 3072 * (setup.data.train + 10 * 3072 * (name != "jem"))
+        held = 2 * (training.batch_size + training.px_batch_size) * kept
+        epoch = epoch_forwards(setup) * flops
         rows.append(
             {
                 "variant": name,
-                "epochs": plan.schedule.epochs,
+                "epochs": training.epochs,
                 "flop_per_epoch": epoch,
                 "memory_gb": (fixed + held) / 1e9,
                 "hours": {
-                    gpu: [plan.schedule.epochs * epoch / peak / share / 3600 for share in SHARES]
+                    gpu: [training.epochs * epoch / peak / share / 3600 for share in SHARES]
                     for gpu, (peak, _) in GPUS.items()
                 },
             }
@@ -137,7 +131,7 @@ def main() -> None:
         for row in series[name]:
             per = 1e3 * row["cpu_seconds"] / row["forwards"]
             print(f"{name} {row[name]}: {row['cpu_seconds']:.3f} CPU s, {row['forwards']} forwards, {per:.3f} ms each")
-    prediction = predict(load_params())
+    prediction = predict()
     result = {"base": BASE, "series": series, "prediction": prediction, **harness.machine(torch.device("cpu"))}
     harness.finish(result, RESULT)
 

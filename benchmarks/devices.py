@@ -2,7 +2,7 @@
 
     python -m benchmarks.devices accuracy --seeds 0 1 2    # the stage `train` with devices 1 and 2, on digits
     python -m benchmarks.devices time                      # training steps of larger networks on this CPU
-    python -m benchmarks.devices page                      # what both found, into docs/scaling.md
+    python -m benchmarks.devices page                      # what both found, into docs/gpu.md
 
 The first two write ``benchmarks/results/devices-<what>.json`` and end with it as one line. Digits must be
 prepared (``python -m stages.prepare``).
@@ -11,7 +11,6 @@ prepared (``python -m stages.prepare``).
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import platform
@@ -26,24 +25,21 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
+from benchmarks.harness import RESULTS, ROOT, setup_of
 from ebjdat import files
 from ebjdat.attacks.autoattack import Job
+from ebjdat.attacks.outcomes import Outcomes
 from ebjdat.attacks.slices import run_jobs
-from ebjdat.config import load_params
+from ebjdat.config import read_yaml
 from ebjdat.data.gaussians import Mixture
 from ebjdat.data.prepared import Prepared, load_prepared
 from ebjdat.device import processors
 from ebjdat.model.store import load_model
-from ebjdat.provenance import ROOT
-from ebjdat.subject import Subject
 from ebjdat.training import parallel
 from ebjdat.training.loop import Trainer
-from ebjdat.training.recipes import recipe
 
-RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "scaling.md"
+PAGE = ROOT / "docs" / "gpu.md"
 NETWORKS = ((10, 1), (16, 2))
 BATCH = 64
 IMAGES, SLICE = 200, 50
@@ -87,7 +83,7 @@ def accuracy(seeds: list[int], devices: list[int]) -> list[dict[str, Any]]:
         for seed in seeds:
             for count in devices:
                 seconds = _train(folder, seed, count)
-                runs.append({"seed": seed, "devices": count, "seconds": round(seconds, 1), **_measured(folder)})
+                runs.append({"seed": seed, "devices": count, "seconds": round(seconds, 1), **_measured(folder, seed)})
                 print(json.dumps(runs[-1]), file=sys.stderr, flush=True)
     return runs
 
@@ -101,30 +97,30 @@ def _others(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _train(folder: Path, seed: int, count: int) -> float:
-    raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    raw |= {
-        "seed": seed,
-        "devices": count,
-        "device": "cpu",
-        "profile": "digits",
-        "variant": "jempp",
-        "method": "ebjdat",
-    }
-    files.write_text(folder / "params.yaml", yaml.safe_dump(raw, sort_keys=False))
+    raw = read_yaml(ROOT / "params.yaml") | {"devices": count, "device": "cpu", "profile": "digits"}
+    files.write_json(folder / "params.yaml", raw)  # JSON is YAML, too
+    if not (folder / "params").exists():
+        (folder / "params").symlink_to(ROOT / "params")
     environment = dict(os.environ, PYTHONPATH=str(ROOT), EBJDAT_SCRATCH=str(folder / "scratch"))
     environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
     started = time.monotonic()
-    subprocess.run([sys.executable, "-m", "stages.train"], cwd=folder, env=environment, check=True, timeout=3600)
+    subprocess.run(
+        [sys.executable, "-m", "stages.train", "--model", "ebjdat-jempp", "--seed", str(seed)],
+        cwd=folder,
+        env=environment,
+        check=True,
+        timeout=3600,
+    )
     return time.monotonic() - started
 
 
-def _measured(folder: Path) -> dict[str, Any]:
+def _measured(folder: Path, seed: int) -> dict[str, Any]:
     """Accuracies of the best checkpoint, and whether two processes find what one finds, image by image."""
-    model_dir = folder / "models" / "digits" / "ebjdat-jempp"
+    model_dir = folder / "models" / "digits" / "ebjdat-jempp" / str(seed)
     summary = files.read_json(model_dir / "summary.json")
     data = load_prepared(ROOT / "data" / "digits")
     x, y = data.x_test[:IMAGES], data.y_test[:IMAGES]
-    radius = load_params(ROOT / "params.yaml").profiles["digits"].evaluation.radius
+    radius = setup_of("digits", "ebjdat-jempp").evaluation.radius
     jobs = [
         Job(
             protocol="standard",
@@ -144,7 +140,7 @@ def _measured(folder: Path) -> dict[str, Any]:
     found = []
     for workers in (1, 2):
         with tempfile.TemporaryDirectory() as place:
-            outcomes = run_jobs(jobs, load, images, folder=Path(place), made_by={}, workers=workers)
+            outcomes = run_jobs(jobs, load, images, done=Outcomes(Path(place)), workers=workers)
         found.append({name: [outcomes[job].final for job in jobs if job.attack == name] for name, _ in ATTACKS})
     flags = [{name: np.concatenate(parts) for name, parts in one.items()} for one in found]
     union = np.logical_and.reduce(list(flags[0].values()))
@@ -239,7 +235,7 @@ def steps(network: tuple[int, int], parts: int, threads: int, repeats: int) -> N
     torch.set_num_threads(threads)
     with parallel.joined(torch.device("cpu")):
         run = _trainer(network, parts)
-        run._loss = parallel.with_averaged_gradients(run.state.model, run.recipe.objective.loss)
+        run._loss = parallel.with_averaged_gradients(run.state.model, run.objective.loss)
         order, order_p = run._order("labelled"), run._order("px")
         seconds = []
         for _ in range(repeats + 1):
@@ -256,21 +252,9 @@ def _trainer(network: tuple[int, int], parts: int) -> Trainer:
     x = torch.rand(len(y), 3, 32, 32, generator=generator)
     mixture = Mixture(torch.full((10, 3072), 0.5), 0.1 * torch.eye(3072).expand(10, -1, -1), (3, 32, 32))
     data = Prepared(x, y, x[:BATCH], y[:BATCH], x[:BATCH], y[:BATCH], "random", mixture, 255)
-    params = load_params(ROOT / "params.yaml")
-    subject = Subject("cifar10", "ebjdat", "jempp", 0)
-    profile = params.profiles["cifar10"]
-    chosen = recipe(params, subject)
-    chosen = dataclasses.replace(chosen, schedule=dataclasses.replace(chosen.schedule, batch_size=BATCH))
-    shared = dataclasses.replace(profile.training.shared, buffer_size=10 * BATCH, bn_parts=parts, precision="float32")
-    depth, width = network
-    return Trainer(
-        chosen,
-        shared,
-        dataclasses.replace(profile.network, depth=depth, width=width),
-        data,
-        seed=0,
-        device=torch.device("cpu"),
-    )
+    values: dict[str, Any] = {"buffer_size": 10 * BATCH, "bn_parts": parts, "precision": "float32", "batch_size": BATCH}
+    setup = setup_of("cifar10", "ebjdat-jempp", depth=network[0], width=network[1], **values)
+    return Trainer(setup, data, device=torch.device("cpu"))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ finite values and a mean energy gap below the supervisor's limit. Writes ``bench
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import math
 import statistics
@@ -21,14 +20,12 @@ from typing import Any
 
 import torch
 
+from benchmarks.harness import setup_of
 from ebjdat import command, files
-from ebjdat.config import load_params
 from ebjdat.data.prepared import load_prepared
 from ebjdat.device import processors
 from ebjdat.errors import DivergenceError
-from ebjdat.subject import Subject
 from ebjdat.training.loop import Trainer
-from ebjdat.training.recipes import recipe
 from ebjdat.training.state import State
 from ebjdat.training.supervisor import Supervisor
 
@@ -50,20 +47,12 @@ class Unsupervised(Supervisor):
 def run_once(seed: int, factor: float, *, supervised: bool) -> dict[str, Any]:
     """One run; what became of it."""
     torch.set_num_threads(1)
-    params = load_params()
-    plan = recipe(params, Subject("digits", "base", "jem", seed))
-    schedule = dataclasses.replace(plan.schedule, lr=factor * plan.schedule.lr, epochs=EPOCHS)
+    setup = setup_of("digits", "base-jem", seed, epochs=EPOCHS)
+    assert setup.training is not None
+    setup = setup_of("digits", "base-jem", seed, epochs=EPOCHS, lr=factor * setup.training.lr)
     supervisor = Supervisor() if supervised else Unsupervised()
-    profile = params.profiles["digits"]
-    trainer = Trainer(
-        dataclasses.replace(plan, schedule=schedule),
-        profile.training.shared,
-        profile.network,
-        load_prepared(Path("data/digits")),
-        seed=seed,
-        device=torch.device("cpu"),
-        supervisor=supervisor,
-    )
+    data, device = load_prepared(Path("data/digits")), torch.device("cpu")
+    trainer = Trainer(setup, data, device=device, supervisor=supervisor)
     try:
         outcome = trainer.run()
     except DivergenceError as error:
@@ -85,7 +74,7 @@ def run_once(seed: int, factor: float, *, supervised: bool) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     caption = (
-        f"{result['subject']} on {result['profile']}, {result['epochs']} epochs at {result['factor']:g} times the "
+        f"{result['model']} on {result['profile']}, {result['epochs']} epochs at {result['factor']:g} times the "
         f"recipe's rate, seeds 0 to {len(result['with']) - 1}."
     )
     lines = [
@@ -122,7 +111,7 @@ def main() -> None:
     if options.page:
         fill_page()
         return
-    result: dict[str, Any] = {"subject": "base-jem", "profile": "digits", "epochs": EPOCHS, "factor": options.factor}
+    result: dict[str, Any] = {"model": "base-jem", "profile": "digits", "epochs": EPOCHS, "factor": options.factor}
     with ProcessPoolExecutor(processors()) as pool:
         for name, supervised in (("with", True), ("without", False)):
             once = partial(run_once, factor=options.factor, supervised=supervised)

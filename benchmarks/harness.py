@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,23 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from ebjdat.config import Setup, load_params, resolve
 from ebjdat.data.gaussians import CLASSES, Mixture
+from ebjdat.run import Run
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def setup_of(profile: str, model: str, seed: int = 0, **values: object) -> Setup:
+    """What the parameters say about a run, with values of its training, recipe or network replaced by name."""
+    setup = resolve(load_params(ROOT, profile), Run(profile, model, seed))
+    sections = {}
+    for name in ("training", "recipe", "network"):
+        section = getattr(setup, name)
+        own = {key: value for key, value in values.items() if section is not None and key in type(section).model_fields}
+        sections[name] = section.model_copy(update=own) if own else section
+    return replace(setup, **sections)
 
 
 def options(description: str) -> argparse.ArgumentParser:

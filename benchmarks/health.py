@@ -9,20 +9,17 @@ that, both without the supervisor's interventions. Writes ``benchmarks/results/h
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.divergence import Unsupervised
+from benchmarks.harness import setup_of
 from ebjdat import command, files
-from ebjdat.config import load_params
 from ebjdat.data.prepared import load_prepared
 from ebjdat.errors import DivergenceError
-from ebjdat.subject import Subject
 from ebjdat.training.loop import Trainer
-from ebjdat.training.recipes import recipe
 from ebjdat.training.supervisor import Supervisor
 
 RESULT = Path(__file__).parent / "results" / "health.json"
@@ -34,20 +31,10 @@ EPOCHS = 2
 def trace(factor: float) -> list[dict[str, float]]:
     """What the supervisor sees in every iteration at a learning rate of ``factor`` times the recipe's."""
     torch.set_num_threads(1)
-    params = load_params()
-    plan = recipe(params, Subject("digits", "base", "jem", 0))
-    schedule = dataclasses.replace(plan.schedule, lr=factor * plan.schedule.lr, epochs=EPOCHS)
-    profile = params.profiles["digits"]
-    supervisor = Unsupervised()
-    trainer = Trainer(
-        dataclasses.replace(plan, schedule=schedule),
-        profile.training.shared,
-        profile.network,
-        load_prepared(Path("data/digits")),
-        seed=0,
-        device=torch.device("cpu"),
-        supervisor=supervisor,
-    )
+    rate = setup_of("digits", "base-jem").training.lr  # type: ignore[union-attr]
+    setup = setup_of("digits", "base-jem", epochs=EPOCHS, lr=factor * rate)
+    supervisor, data = Unsupervised(), load_prepared(Path("data/digits"))
+    trainer = Trainer(setup, data, device=torch.device("cpu"), supervisor=supervisor)
     try:
         trainer.run()
     except DivergenceError as error:

@@ -1,4 +1,4 @@
-"""The tables in docs/precision.md, filled from ``benchmarks/results``; no digit in them is typed.
+"""The tables in docs/gpu.md, filled from ``benchmarks/results``; no digit in them is typed.
 
 python -m benchmarks.pages
 """
@@ -6,16 +6,16 @@ python -m benchmarks.pages
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import cost, harness, precision, step
 from ebjdat import command, files
-from ebjdat.reporting.layout import Column, Entry, Row, Table
-from ebjdat.reporting.readme import fill
+from ebjdat.results.cells import Table, grid
+from ebjdat.results.tables import fill_places
 
-PAGE = Path(__file__).parents[1] / "docs" / "precision.md"
+PAGE = Path(__file__).parents[1] / "docs" / "gpu.md"
 MEASURES = ("validation clean", "validation robust", "clean", "pgd20")
 
 
@@ -23,6 +23,10 @@ def tables() -> dict[str, Table]:
     """Every table of the page, by label; one without its measurement says so."""
     found = [policy(), effect(), speed(), evaluation(), growth(), prediction()]
     return {table.label: table for table in found}
+
+
+def _table(label: str, caption: str, head: str, columns: Iterable[str], rows: Mapping[str, Sequence[str]]) -> Table:
+    return Table(label, label, caption, grid(head, columns, rows))
 
 
 def _read(name: str) -> dict[str, Any] | None:
@@ -42,23 +46,20 @@ def effect() -> Table:
     """Digits in float32 and bfloat16."""
     groups = _by_precision()
     seeds = [run["seed"] for run in groups["float32"]]
-    rows = tuple(
-        Row(name, tuple(_spread([run[key] for run in runs]) for key in (*MEASURES, "cpu_seconds")))
-        for name, runs in groups.items()
-    )
+    measured = (*MEASURES, "cpu_seconds")
+    rows = {name: [_spread([run[key] for run in runs]) for key in measured] for name, runs in groups.items()}
     caption = (
         f"Digits, EB-JDAT-JEM++, seeds {', '.join(map(str, seeds)) or 'none yet'}; mean and standard deviation over "
         "seeds, per cent; evaluated in float32 on all test images. Time is CPU time of one training, one thread."
     )
     labels = ("validation: clean", "validation: robust", "test: clean", "test: PGD-20", "CPU seconds")
-    return Table("effect", "Effect of bfloat16", caption, "precision", tuple(map(Column, labels)), rows)
+    return _table("effect", caption, "precision", labels, rows)
 
 
-def _spread(values: list[float]) -> Entry:
+def _spread(values: list[float]) -> str:
     if not values:
-        return Entry("not run")
-    spread = f"± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return Entry(f"{statistics.mean(values):.1f}", spread)
+        return "not run"
+    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def difference(key: str) -> str:
@@ -73,49 +74,45 @@ def difference(key: str) -> str:
 
 def policy() -> Table:
     """Hardware, default, why, effect."""
-    measured = Entry(f"PGD-20 {difference('pgd20')}, clean {difference('clean')} points")
-    none = Entry("the reference")
-    rows = (
-        Row(
-            "GPU, Ampere or newer: training",
-            (
-                Entry("bfloat16 in the profiles of CIFAR-10"),
-                Entry("tensor cores"),
-                Entry("not measured: no GPU at hand"),
-            ),
+    measured = f"PGD-20 {difference('pgd20')}, clean {difference('clean')} points"
+    none = "the reference"
+    rows = {
+        "GPU, Ampere or newer: training": (
+            "bfloat16 in the profiles of CIFAR-10",
+            "tensor cores",
+            "not measured: no GPU at hand",
         ),
-        Row(
-            "CPU with AVX512-BF16 or AMX: training",
-            (Entry("bfloat16 in cifar10-smoke and cifar10-cpu"), Entry("convolutions run in hardware"), measured),
+        "CPU with AVX512-BF16 or AMX: training": (
+            "bfloat16 in cifar10-smoke and cifar10-cpu",
+            "convolutions run in hardware",
+            measured,
         ),
-        Row(
-            "any CPU: training of digits",
-            (Entry("float32"), Entry("images too small to gain; runs alike on CPUs without bfloat16"), none),
+        "any CPU: training of digits": (
+            "float32",
+            "images too small to gain; runs alike on CPUs without bfloat16",
+            none,
         ),
-        Row(
-            "without native bfloat16",
-            (Entry("float32 by `precision: auto`"), Entry("PyTorch emulates it, slower than float32"), none),
+        "without native bfloat16": ("float32 by `precision: auto`", "PyTorch emulates it, slower than float32", none),
+        "any: evaluation, attacks, generation": (
+            "float32, TF32 off",
+            "attacks compare logits that differ little",
+            none,
         ),
-        Row(
-            "any: evaluation, attacks, generation",
-            (Entry("float32, TF32 off"), Entry("attacks compare logits that differ little"), none),
-        ),
-    )
-    columns = tuple(map(Column, ("default", "why", "measured effect, bfloat16 minus float32")))
-    return Table(
-        "policy", "Precision by hardware", "Differences are paired by seed, on digits.", "hardware", columns, rows
-    )
+    }
+    columns = ("default", "why", "measured effect, bfloat16 minus float32")
+    return _table("policy", "Differences are paired by seed, on digits.", "hardware", columns, rows)
 
 
 def speed() -> Table:
     """The iteration as released, lean, and with the engine."""
-    rows = []
+    rows = dict[str, Sequence[str]]()
     caption = "No measurement is recorded."
     for path in sorted(harness.RESULTS.glob("step-*.json")):
         result = files.read_json(path)
         for mode, row in result["modes"].items():
             memory = "" if row["peak_memory_mb"] is None else f"{row['peak_memory_mb']:.0f}"
-            cells = (
+            label = f"WRN-{result['network']}, {result['variant']}, {result['batch']}: {step.LABELS[mode]}"
+            rows[label] = (
                 f"{row['seconds']:.2f}",
                 _ratio(row["ratio_released"]),
                 _ratio(row["ratio_lean"]),
@@ -123,15 +120,12 @@ def speed() -> Table:
                 _ratio(row["cpu_ratio_lean"]),
                 memory,
             )
-            label = f"WRN-{result['network']}, {result['variant']}, {result['batch']}: {step.LABELS[mode]}"
-            rows.append(Row(label, tuple(map(Entry, cells)), rule=mode == next(iter(result["modes"]))))
         caption = (
             f"{result['device']}, {result['threads']} threads, medians; images of {result['size']}x{result['size']}. "
             "CPU: ratios of CPU time, which a busy machine disturbs less than wall-clock time."
         )
     labels = ("s per iteration", "times (a)", "times (b)", "CPU: times (a)", "CPU: times (b)", "peak MiB")
-    columns = tuple(map(Column, labels))
-    return Table("speed", "One training iteration", caption, "network, variant, batch: mode", columns, tuple(rows))
+    return _table("speed", caption, "network, variant, batch: mode", labels, rows)
 
 
 def _ratio(value: float | None) -> str:
@@ -141,7 +135,7 @@ def _ratio(value: float | None) -> str:
 def evaluation() -> Table:
     """AutoAttack by our stage and by the package called plainly."""
     found, columns = _read("autoattack.json"), ("package alone, s", "ours, s", "ratio", "images with other flags")
-    caption, rows = "Not measured.", ()
+    caption, rows = "Not measured.", {}
     if found is not None:
         caption = (
             f"{found['model']} on {found['profile']}, {found['images']} test images in slices of {found['slice']}, "
@@ -149,56 +143,54 @@ def evaluation() -> Table:
         )
         times = (f"{found['plain_s']:.0f}", f"{found['ours_s']:.0f}", f"{found['ratio']:.2f}")
         flags = f"{len(found['differing'])} of {found['images']}"
-        rows = (Row("AutoAttack", tuple(map(Entry, (*times, flags)))),)
-    return Table("evaluation", "Evaluation", caption, "", tuple(map(Column, columns)), rows)
+        rows = {"AutoAttack": (*times, flags)}
+    return _table("evaluation", caption, "", columns, rows)
 
 
 def growth() -> Table:
     """CPU time of an iteration against width, chain length and image size."""
     result = _read("cost.json")
-    columns = tuple(map(Column, ("CPU s per iteration", "GFLOP", "GFLOP/s")))
+    columns = ("CPU s per iteration", "GFLOP", "GFLOP/s")
     if result is None:
-        return Table("growth", "How cost grows", "No measurement is recorded.", "changed", columns, ())
-    rows = []
+        return _table("growth", "No measurement is recorded.", "changed", columns, {})
+    rows = {}
     for name, series in result["series"].items():
-        for place, row in enumerate(series):
+        for row in series:
             seconds, flops = row["cpu_seconds"], row["flops"] / 1e9
-            cells = (f"{seconds:.3f}", f"{flops:.1f}", f"{flops / seconds:.0f}")
-            rows.append(Row(f"{name} {row[name]}", tuple(map(Entry, cells)), rule=place == 0))
+            rows[f"{name} {row[name]}"] = (f"{seconds:.3f}", f"{flops:.1f}", f"{flops / seconds:.0f}")
     base = ", ".join(f"{name} {value}" for name, value in result["base"].items())
     caption = (
         f"EB-JDAT-JEM++ in bfloat16 on {result['device']}, {result['threads']} thread, medians. "
         f"One value at a time differs from: {base}. Steps: those of the chain."
     )
-    return Table("growth", "How cost grows", caption, "changed", columns, tuple(rows))
+    return _table("growth", caption, "changed", columns, rows)
 
 
 def prediction() -> Table:
     """Hours of profile cifar10 by GPU."""
     result = _read("cost.json")
-    columns = tuple(Column(name) for name in cost.GPUS)
     if result is None:
-        return Table("prediction", "Predicted", "No prediction is recorded.", "variant", columns, ())
+        return _table("prediction", "No prediction is recorded.", "variant", cost.GPUS, {})
     found: Mapping[str, Any] = result["prediction"]
-    rows = tuple(
-        Row(
-            f"{row['variant']}, {row['epochs']} epochs, {row['memory_gb']:.0f} GB",
-            tuple(Entry(f"{fast:.0f} to {slow:.0f}") for slow, fast in (row["hours"][name] for name in cost.GPUS)),
-        )
+    rows = {
+        f"{row['variant']}, {row['epochs']} epochs, {row['memory_gb']:.0f} GB": [
+            f"{fast:.0f} to {slow:.0f}" for slow, fast in (row["hours"][name] for name in cost.GPUS)
+        ]
         for row in found["variants"]
-    )
+    }
     low, high = found["shares"]
     caption = (
-        "Predicted, not measured: hours of one training of profile cifar10 (WRN-28-10) if a GPU reaches "
-        f"{high:.0%} or {low:.0%} of its dense bfloat16 peak, selection included. Memory: weights, optimiser, data, "
-        "buffer and what backwards keep, twice over for gradients and workspace."
+        "Predicted, not measured: hours of one training of profile cifar10, selection included, if a GPU reaches "
+        f"{high:.0%} or {low:.0%} of its dense bfloat16 peak. Memory: weights, optimiser, data, buffer, and twice what "
+        "backwards keeps."
     )
-    return Table("prediction", "Predicted hours", caption, "variant, epochs, memory", columns, rows)
+    return _table("prediction", caption, "variant, epochs, memory", cost.GPUS, rows)
 
 
 def filled() -> str:
     """The page as the results say it should read."""
-    return fill(PAGE.read_text(encoding="utf-8"), tables())
+    texts = {label: table.markdown() for label, table in tables().items()}
+    return fill_places(PAGE.read_text(encoding="utf-8"), texts)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ebjdat.config import Schedule, Variant
+from ebjdat.config import Training, Variant
 from ebjdat.data.gaussians import Mixture
 from ebjdat.model.energy import EnergyModel
 from ebjdat.model.wideresnet import SLOPE, BatchNorm, WideResNet
@@ -49,7 +49,7 @@ class Plain:
         self,
         model: EnergyModel,
         variant: Variant,
-        schedule: Schedule,
+        schedule: Training,
         mixture: Mixture | None,
         buffer_size: int,
         streams: Streams,

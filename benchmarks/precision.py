@@ -20,16 +20,14 @@ from typing import Any
 
 import torch
 
+from benchmarks.harness import setup_of
 from ebjdat import command, files
 from ebjdat.attacks.batches import correct
 from ebjdat.attacks.linf import PGD
-from ebjdat.config import load_params
 from ebjdat.data.digits import load_digits
 from ebjdat.data.prepared import Prepared, load_prepared, save_prepared
 from ebjdat.model.energy import EnergyModel
-from ebjdat.subject import Subject
 from ebjdat.training.loop import Trainer
-from ebjdat.training.recipes import recipe
 
 RESULT = Path(__file__).parent / "results" / "precision.json"
 PRECISIONS = ("float32", "bfloat16")
@@ -39,7 +37,7 @@ PRECISIONS = ("float32", "bfloat16")
 def digits() -> Prepared:
     """The profile's splits, made afresh."""
     with tempfile.TemporaryDirectory() as folder:
-        save_prepared(folder, load_digits(), load_params().profiles["digits"].data)
+        save_prepared(folder, load_digits(), setup_of("digits", "pgd_at").data)
         data = load_prepared(folder)
         return dataclasses.replace(data, gaussians=data.mixture)
 
@@ -47,16 +45,8 @@ def digits() -> Prepared:
 def train_once(variant: str, precision: Any, seed: int) -> dict[str, Any]:
     """Train and evaluate one model; accuracies in per cent."""
     torch.set_num_threads(1)
-    params = load_params()
-    profile = params.profiles["digits"]
-    trainer = Trainer(
-        recipe(params, Subject("digits", "ebjdat", variant, seed)),
-        dataclasses.replace(profile.training.shared, precision=precision),
-        profile.network,
-        digits(),
-        seed=seed,
-        device=torch.device("cpu"),
-    )
+    setup = setup_of("digits", f"ebjdat-{variant}", seed, precision=precision)
+    trainer = Trainer(setup, digits(), device=torch.device("cpu"))
     started = time.process_time()
     outcome = trainer.run()
     seconds = time.process_time() - started
@@ -70,7 +60,7 @@ def train_once(variant: str, precision: Any, seed: int) -> dict[str, Any]:
         "rollbacks": len(outcome.events),
         "validation clean": 100 * chosen["val_clean"],
         "validation robust": 100 * chosen["val_robust"],
-        **evaluate(outcome.best.eval(), profile.evaluation.radius),
+        **evaluate(outcome.best.eval(), setup.evaluation.radius),
     }
 
 

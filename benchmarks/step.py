@@ -13,8 +13,8 @@ On a GPU: python -m benchmarks.step --network 28-10 --batch 256 --device cuda
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,16 +23,16 @@ from torch import Tensor
 from benchmarks import harness
 from benchmarks.plain import Batch, Plain
 from ebjdat import command
-from ebjdat.config import Network, Variant, load_params
+from ebjdat.config import Setup, Training, Variant
 from ebjdat.data.prepared import Prepared
 from ebjdat.device import choose_device
 from ebjdat.model.energy import EnergyModel
 from ebjdat.model.store import Architecture, new_model
-from ebjdat.subject import Subject
+from ebjdat.seeds import derive
 from ebjdat.training import objective, parallel
 from ebjdat.training.loop import Trainer
-from ebjdat.training.recipes import Recipe, recipe
-from ebjdat.training.streams import Streams, derive
+from ebjdat.training.recipes import stream_of
+from ebjdat.training.streams import Streams
 
 MODES = ("released", "lean", "engine-float32", "engine-bfloat16")
 LABELS = {
@@ -49,28 +49,31 @@ class Setting:
 
     def __init__(self, network: str, size: int, batch: int, variant: str, device: torch.device) -> None:
         self.device, self.batch, self.shape = device, batch, (3, size, size)
-        self.network = Network(**dict(zip(("depth", "width"), harness.depth_and_width(network), strict=True)))
-        self.params = load_params()
-        self.recipe = self._recipe(variant)
-        self.mixture = harness.random_mixture(self.shape, device)
-        self.architecture = Architecture(
-            depth=self.network.depth, width=self.network.width, channels=3, classes=10, norm=self.recipe.norm
+        depth, width = harness.depth_and_width(network)
+        self.setup = harness.setup_of(
+            "cifar10", f"ebjdat-{variant}", depth=depth, width=width, batch_size=batch, px_batch_size=batch
         )
+        self.mixture = harness.random_mixture(self.shape, device)
+        self.architecture = Architecture(depth=depth, width=width, channels=3, classes=10, norm=self.variant.norm)
         self.y = torch.arange(batch, device=device) % 10
         self.x = harness.images(batch, size, 1, device)
         self.x_p = harness.images(batch, size, 2, device)
 
-    def _recipe(self, variant: str) -> Recipe:
-        params = dataclasses.replace(self.params, profile="cifar10", variant=variant)  # type: ignore[arg-type]
-        plan = recipe(params, Subject("cifar10", "ebjdat", variant, 0))
-        schedule = dataclasses.replace(plan.schedule, batch_size=self.batch, px_batch_size=self.batch)
-        return dataclasses.replace(plan, schedule=schedule)
-
     @property
     def variant(self) -> Variant:
         """The JEM variant as it is run."""
-        assert self.recipe.variant is not None
-        return self.recipe.variant
+        assert self.setup.recipe is not None
+        return self.setup.recipe
+
+    @property
+    def training(self) -> Training:
+        """How it trains."""
+        assert self.setup.training is not None
+        return self.setup.training
+
+    def changed(self, **values: object) -> Setup:
+        """The setup with values of its training replaced."""
+        return replace(self.setup, training=self.training.model_copy(update=values))
 
 
 class Run:
@@ -85,12 +88,12 @@ class PlainRun(Run):
     """As released, or lean."""
 
     def __init__(self, setting: Setting, *, released: bool, double: bool = False) -> None:
-        plan = setting.recipe
+        stream = stream_of(setting.setup.run)
         # The same weights as the engine's trainer takes.
-        self.model = new_model(setting.architecture, derive(0, plan.stream, "init")).to(setting.device)
-        streams = Streams(0, plan.stream, setting.device)
+        self.model = new_model(setting.architecture, derive(0, stream, "init")).to(setting.device)
+        streams = Streams(0, stream, setting.device)
         self.plain = Plain(
-            self.model, setting.variant, plan.schedule, setting.mixture, BUFFER, streams, released=released
+            self.model, setting.variant, setting.training, setting.mixture, BUFFER, streams, released=released
         )
         batch = Batch(setting.x.contiguous(), setting.y, setting.x_p.contiguous())
         if double:
@@ -110,19 +113,12 @@ class EngineRun(Run):
         x = torch.cat([setting.x, setting.x_p])
         y = setting.y.repeat(2)
         data = Prepared(x, y, x[:1], y[:1], x[:1], y[:1], "random", setting.mixture, 255)
-        shared = dataclasses.replace(
-            setting.params.profiles["cifar10"].training.shared,
-            buffer_size=BUFFER,
-            precision=precision,
-            compile=compile,
-            gradient_clip=None,
-            warmup=0,
-        )
-        trainer = Trainer(setting.recipe, shared, setting.network, data, seed=0, device=setting.device)
+        setup = setting.changed(buffer_size=BUFFER, precision=precision, compile=compile, gradient_clip=None, warmup=0)
+        trainer = Trainer(setup, data, device=setting.device)
         self.trainer, self.model = trainer, trainer.state.model
-        trainer._loss = parallel.with_averaged_gradients(self.model, setting.recipe.objective.loss)
+        trainer._loss = parallel.with_averaged_gradients(self.model, trainer.objective.loss)
         trainer.supervisor.gap_limit = float("inf")
-        trainer.state.rate_cut = 0.0 if double else 1e-4 / setting.recipe.schedule.lr
+        trainer.state.rate_cut = 0.0 if double else 1e-4 / setting.training.lr
         batch = objective.Batch(setting.x, setting.y, setting.x_p)
         if double:
             self.model.double()

@@ -1,7 +1,7 @@
 """EB-JDAT: train, attack and sample one classifier that is accurate, robust and generative.
 
 >>> import ebjdat
->>> model = ebjdat.load("models/digits/ebjdat-jempp")
+>>> model = ebjdat.load("models/digits/ebjdat-jempp/0")
 
 ``load`` opens a trained or exported model, ``export`` writes one for others, ``Classifier`` is what
 ``load`` returns. They are looked up at first use, so that a stage that needs no PyTorch loads none.
@@ -12,7 +12,7 @@ from typing import Any as _Any
 
 __all__ = ["Classifier", "export", "load"]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {"Classifier": "ebjdat.api", "load": "ebjdat.api", "export": "ebjdat.exporting"}
 

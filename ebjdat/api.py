@@ -1,12 +1,11 @@
 """A trained model as a plain torch module, for use outside this pipeline.
 
 >>> import ebjdat
->>> model = ebjdat.load("models/digits/ebjdat-jempp")
+>>> model = ebjdat.load("models/digits/ebjdat-jempp/0")
 >>> logits = model(images)                  # images (N,C,H,W) float32 in [0, 1]
 >>> samples = model.sample(16, y=3)
 
-It maps images in [0, 1] to logits, so AutoAttack, RobustBench's evaluation, captum and torch-fidelity
-take it as it is.
+It maps images in [0, 1] to logits, so AutoAttack, RobustBench's evaluation, captum and torch-fidelity take it as it is.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ebjdat import provenance
+from ebjdat import files
 from ebjdat.data.gaussians import Mixture, load_mixture
 from ebjdat.errors import UserError
 from ebjdat.model import description, exported
@@ -52,8 +51,7 @@ class Classifier(EnergyModel):
     ) -> Tensor:
         """Fresh samples of p(x), or of p(x, y), from the variant's own initialisation.
 
-        Where chains see batch statistics, at least 64 of them run together, so that few samples look
-        like many.
+        Where chains see batch statistics, at least 64 of them run together, so that few samples look like many.
 
         Args:
             n: number of samples.
@@ -77,28 +75,21 @@ class Classifier(EnergyModel):
         total = max(n, COMPANY) if described.recipe.chain_statistics == "batch" else n
         if labels is not None and total > n:
             labels = torch.cat([labels, torch.arange(total - n) % described.classes])
-        images = generate(
-            self,
-            described.recipe,
-            start,
-            total,
-            described.chain_steps if steps is None else steps,
-            _on(device, generator),
-            None if labels is None else labels.to(device),
-        )
-        return images[:n]
+        on_device = None if labels is None else labels.to(device)
+        steps = described.chain_steps if steps is None else steps
+        return generate(self, described.recipe, start, total, steps, _on(device, generator), on_device)[:n]
 
     def _sampler(self) -> tuple[Description, Start]:
         described = self.description
         if described is None:
             raise UserError("only weights were loaded: give the folder that holds the model's description too")
         if described.recipe is None:
-            raise UserError(f"{described.name} is a baseline: it was not trained to generate, so it has no sampler")
+            raise UserError(f"{described.model} is a baseline: it was not trained to generate, so it has no sampler")
         if self._mixture is None and described.gaussians is not None:
             self._mixture = load_mixture(self.gaussians_file())
         device = next(self.parameters()).device
         mixture = None if self._mixture is None else self._mixture.to(device)
-        return described, chain_start(described.recipe, mixture, described.shape)  # type: ignore[arg-type]
+        return described, chain_start(described.recipe, mixture, described.shape)
 
     def gaussians_file(self) -> Path:
         """The file of the class Gaussians that the chains start from, its hash checked.
@@ -112,9 +103,9 @@ class Classifier(EnergyModel):
         name, here = described.gaussians, (self._folder or Path()).absolute()
         found = [folder / name for folder in (here, *here.parents) if (folder / name).is_file()]
         if not found:
-            raise UserError(f"{name} is missing, where the chains of {described.name} start: run the stage prepare")
-        if provenance.file_hash(found[0]) != described.gaussians_sha256:
-            raise UserError(f"{found[0]} is not the file that {described.name} was trained with (another hash)")
+            raise UserError(f"{name} is missing, where the chains of {described.model} start: run the stage prepare")
+        if files.file_hash(found[0]) != described.gaussians_sha256:
+            raise UserError(f"{found[0]} is not the file that {described.model} was trained with (another hash)")
         return found[0]
 
 
@@ -122,8 +113,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Classifier:
     """A trained or exported model, in eval mode, without parameter gradients.
 
     Args:
-        path: a model's folder (its best checkpoint is taken), a checkpoint in one, or an exported
-            folder with ``config.json`` and ``model.safetensors``.
+        path: a model's folder (its best checkpoint is taken), a checkpoint in one, or an exported folder with
+            ``config.json`` and ``model.safetensors``.
         device: where it will run.
 
     Raises:
@@ -151,7 +142,7 @@ def _check_place(path: Path) -> None:
     if path.is_file() or any((path / name).is_file() for name in known):
         return
     near = next(one for one in (path, *path.parents) if one.is_dir())
-    places = [f"{depth}{name}" for depth in ("*/", "*/*/") for name in known]
+    places = [f"{depth}{name}" for depth in ("*/", "*/*/", "*/*/*/") for name in known]
     models = sorted({found.parent.as_posix() for place in places for found in near.glob(place)})
     what = "holds no model" if path.is_dir() else "does not exist"
     raise UserError(f"{path} {what}; models near {near}: {', '.join(models[:20]) or 'none'}")

@@ -1,389 +1,684 @@
-"""params.yaml as typed, frozen dataclasses.
+"""params.yaml and params/<profile>.yaml as frozen pydantic models, and what they say about one run.
 
-Unknown keys, wrong types and values out of range are refused with the full name of the key.
-Radii may be written as fractions (``8/255``); ``1e-4`` is a number although YAML 1.1 reads it
-as a string, and an integral float (``1e3``) is accepted where a whole number is expected,
-because that is what ``dvc exp run -S seed=1e3`` writes.
+Unknown keys, wrong types and values out of range are refused in one line with the full name of the key.
+Radii may be written as fractions (``8/255``), ``1e-4`` is a number, and an integral float (``1e3``) is a whole
+number where one is expected. Files are read as YAML 1.2, as DVC reads them; a key that stands twice is refused.
 
-Units: radii and attack steps in pixel units of images in [0, 1]; chain values (``step_size``,
-``chain_noise``, ``gradient_clamp``, ``px_noise``, ``labelled_noise``) in the network's [-1, 1]
-scale, the scale in which the JEM papers print them.
+Units: radii and attack steps in pixel units of images in [0, 1]; chain values (``step_size``, ``chain_noise``,
+``gradient_clamp``, ``px_noise``, ``labelled_noise``) in the network's [-1, 1] scale, as the JEM papers print them.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import math
 import re
-import types
-import typing
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
 
+from ebjdat import files
 from ebjdat.errors import UserError
+from ebjdat.protocols import REVISIONS
+from ebjdat.run import BASELINES, METHODS, Run
 
-Method = Literal["ebjdat", "base", "control"]
-VariantName = Literal["jem", "jempp", "sadajem"]
-SurrogateVariant = Literal["jempp", "sadajem"]
+PARAMS = Path("params.yaml")
+PROFILES = Path("params")
+"""Folder of the profiles, one file each."""
+IMPORTED = "external.json"
+"""In the folder of an external model: its fingerprint, and the variant of an imported checkpoint."""
+
+_FRACTION = re.compile(r"\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*/\s*([\d.]+(?:[eE][-+]?\d+)?)\s*")
+
+
+def _number(value: Any) -> Any:
+    """Fractions and numbers written as text become numbers; booleans and endless digits are no numbers."""
+    if isinstance(value, bool):
+        raise ValueError("expected a number")
+    if isinstance(value, int) and abs(value) > 2**63:
+        raise ValueError(f"expected a number of at most 19 digits, got one of {value.bit_length()} bits")
+    if isinstance(value, str):
+        fraction = _FRACTION.fullmatch(value)
+        try:
+            value = float(fraction[1]) / float(fraction[2]) if fraction else float(value)
+        except (ValueError, ZeroDivisionError):
+            raise ValueError("expected a number or a fraction such as 8/255") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("expected a finite number")
+    return value
+
+
+def _devices(value: Any) -> Any:
+    if value == "auto":
+        return value
+    number = _number(value)
+    if not isinstance(number, (int, float)) or number != number // 1 or not 1 <= number <= 1024:
+        raise ValueError("expected auto or a whole number from 1 to 1024")
+    return int(number)
+
+
+Whole = Annotated[int, BeforeValidator(_number)]
+Real = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Radius = Annotated[Real, Field(gt=0.0, le=1.0)]
+"""Pixel units, in (0, 1]."""
+Count = Annotated[Whole, Field(ge=1)]
+Flag = Annotated[bool, Strict()]
+Weight = Annotated[Real, Field(ge=0.0, le=100.0)]
+Seed = Annotated[Whole, Field(ge=0, lt=2**31)]
 Reading = Literal["energy", "cross_entropy", "released", "none"]
 Gap = Literal["mean_hinge", "mean", "sample_hinge", "sample_absolute", "mean_absolute"]
 
-METHODS: tuple[str, ...] = typing.get_args(Method)
-VARIANTS: tuple[str, ...] = typing.get_args(VariantName)
-BASELINES = ("pgd_at", "trades", "undefended")
-SURROGATE_VARIANTS: tuple[str, ...] = typing.get_args(SurrogateVariant)
+
+Kind = TypeVar("Kind", bound=BaseModel)
 
 
-def number(
-    low: float = -math.inf,
-    high: float = math.inf,
-    *,
-    above: float = -math.inf,
-    hint: str = "",
-) -> Any:
-    """Field bounds: low <= value <= high, and value > above."""
-    return field(metadata={"low": low, "high": high, "above": above, "hint": hint})
+class Section(BaseModel):
+    """Base of all sections: frozen, and a key that it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, strict=False)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON values."""
+        return self.model_dump(mode="json")
 
 
-def radius() -> Any:
-    """A radius in pixel units, in (0, 1]."""
-    return number(above=0.0, high=1.0, hint="a radius is in pixel units of [0, 1]: write 8/255, not 8")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Variant:
+class Variant(Section):
     """Recipe of a JEM variant: what is special about JEM, JEM++ and SADAJEM, as data."""
 
+    label: str = ""
+    """Name in tables; the recipe's own name where it is empty."""
+    like: str = ""
+    """The variant whose values this one takes over; it states what differs."""
     norm: Literal["none", "batch"]
     """Normalisation layers of the network."""
     chain_start: Literal["uniform", "informative"]
     """Where chains start: uniform pixels, or class-conditional Gaussians of the train split."""
-    steps: int = number(1, 1000)
+    steps: Whole = Field(ge=1, le=1000)
     """Chain steps per iteration; for PYLD the outer steps M."""
-    base_steps: int = number(1, 1000)
+    base_steps: Whole = Field(ge=1, le=1000)
     """The same for the plain variant."""
-    inner_steps: int = number(1, 100)
+    inner_steps: Whole = Field(ge=1, le=100)
     """PYLD's inner steps N; 1 elsewhere."""
-    step_size: float = number(above=0.0, high=1e3)
+    step_size: Real = Field(gt=0.0, le=1e3)
     """Step per inner step, network scale."""
-    chain_noise: float = number(0.0, 10.0)
+    chain_noise: Real = Field(ge=0.0, le=10.0)
     """Standard deviation of the noise per outer step, network scale."""
-    gradient_clamp: float | None = number(above=0.0)
+    gradient_clamp: Annotated[Real, Field(gt=0.0)] | None
     """Element-wise bound on the accumulated step, in units of the gradient in network scale."""
-    clamp_pixels: bool
+    clamp_pixels: Flag
     """Whether chain states are clamped to the image range after each step."""
     chain_statistics: Literal["running", "batch"]
     """BatchNorm statistics that chain forwards see; they never update running statistics."""
-    reinit: float = number(0.0, 1.0)
+    reinit: Real = Field(ge=0.0, le=1.0)
     """Share of chains started afresh instead of from the replay buffer."""
-    px_augmented: bool
+    px_augmented: Flag
     """Whether images of the p(x) term are augmented."""
-    px_noise: float = number(0.0, 1.0)
+    px_noise: Real = Field(ge=0.0, le=1.0)
     """Noise on p(x) images, network scale."""
-    labelled_noise: float = number(0.0, 1.0)
+    labelled_noise: Real = Field(ge=0.0, le=1.0)
     """Noise on labelled images, network scale."""
-    sharpness: float = number(0.0, 10.0)
+    sharpness: Real = Field(ge=0.0, le=10.0)
     """rho of adaptive SAM; 0 switches it off."""
     reading: Reading
     """Reading of the adversarial term (see ``ebjdat.training.objective``)."""
     gap: Gap
     """Form of the energy gap; used by the reading ``energy`` only."""
-    w_px: float = number(0.0, 100.0)
-    w_clean: float = number(0.0, 100.0)
-    w_energy: float = number(0.0, 100.0)
+    w_px: Weight
+    """w1, the weight of the maximum-likelihood term of p(x)."""
+    w_clean: Weight
+    """Weight of the clean cross-entropy."""
+    w_energy: Weight
     """w2, the weight of the energy term of p(x_adv | x)."""
-    w_adversarial: float = number(0.0, 100.0)
-    attack_steps: int = number(1, 100)
+    w_adversarial: Weight
+    """w3, the weight of the adversarial cross-entropy."""
+    attack_steps: Whole = Field(ge=1, le=100)
     """Sign steps of the training adversary (K)."""
-    attack_step: float = number(above=0.0, high=2.0)
+    attack_step: Real = Field(gt=0.0, le=2.0)
     """Size of a sign step as a fraction of train_eps."""
-    project: bool
+    project: Flag
     """Project the adversary onto the eps ball; false clamps to [0, 1] only."""
 
+    def used(self) -> dict[str, Any]:
+        """The recipe as records hold it: without names, and without what its method and reading never look at."""
+        unused = {"label", "like", "base_steps"}  # base_steps is resolved into steps
+        if self.reading != "energy":
+            unused.add("gap")
+        if not self.w_adversarial and not self.w_energy:
+            unused |= {"reading", "attack_steps", "attack_step", "project"}
+        return {name: value for name, value in self.plain().items() if name not in unused}
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Data:
+
+class Data(Section):
     """Which images, and how many of each split."""
 
     dataset: Literal["digits", "cifar10"]
-    folder: str | None
+    folder: str | None = None
     """Where the official files lie already; null: see ``ebjdat.data.cifar10`` for the order."""
-    split_seed: int = number(0, 2**31 - 1)
-    train: int = number(1)
-    validation: int = number(1)
-    test: int = number(1)
+    split_seed: Seed
+    train: Count
+    validation: Count
+    test: Count
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Network:
+class Network(Section):
     """Pre-activation WideResNet of ``depth`` = 6 n + 4 layers."""
 
-    depth: int = number(10, 100)
-    width: int = number(1, 20)
+    depth: Whole = Field(ge=10, le=100)
+    width: Whole = Field(ge=1, le=20)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shared:
-    """Training values that every method of a profile shares."""
-
-    buffer_size: int = number(2, 10_000_000)
-    pad: int = number(0, 16)
-    """Reflect padding before the random crop; 0: no crop."""
-    flip: bool
-    gradient_clip: float | None = number(above=0.0)
-    """Largest gradient norm; null: no clipping."""
-    warmup: int = number(0)
-    """Iterations of linear warm-up."""
-    bn_momentum: float = number(above=0.0, high=1.0)
-    bn_parts: int = number(1, 1024)
-    """Equal parts of a training batch that BatchNorm normalises apart. 1: the whole batch, gathered from
-    all devices. With as many parts as devices nothing is gathered, which is faster and another experiment."""
-    bn_estimate: Literal["both", "clean", "adversarial"]
-    """Images that re-estimate BatchNorm statistics before selection and evaluation, for methods
-    that train on adversarial images; the others always use clean images."""
-    bn_images: int = number(2)
-    """How many training images re-estimate them."""
-    validation_steps: int = number(1, 1000)
-    """Steps of the PGD that selects the checkpoint."""
-    precision: Literal["float32", "bfloat16", "auto"]
-    """What convolutions of training compute in (see ``ebjdat.model.compute``); ``auto`` depends on the
-    hardware, so two machines may train two different models. Evaluation is float32."""
-    compile: bool
-    """Compile the network; where that fails, training says so and runs eagerly. So it does where BatchNorm
-    gathers statistics from several devices."""
-    threads: int | None = number(1, 1024)
-    """CPU threads of training; fixed where a run on the CPU is to be repeated to the byte. null: all."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Schedule:
-    """Optimiser and schedule of one recipe in one profile."""
+class Training(Section):
+    """How one model trains: optimiser, schedule, and what all methods of a profile share."""
 
     optimiser: Literal["sgd", "adam"]
     """sgd has momentum 0.9."""
-    lr: float = number(above=0.0, high=10.0)
-    weight_decay: float = number(0.0, 1.0)
-    epochs: int = number(1, 100_000)
-    batch_size: int = number(2, 65536)
+    lr: Real = Field(gt=0.0, le=10.0)
+    weight_decay: Real = Field(ge=0.0, le=1.0)
+    epochs: Whole = Field(ge=1, le=100_000)
+    batch_size: Whole = Field(ge=2, le=65536)
     """Labelled images per iteration."""
-    px_batch_size: int = number(2, 65536)
+    px_batch_size: Whole = Field(ge=2, le=65536)
     """Images of the p(x) term, and chains, per iteration."""
     policy: Literal["step", "one_cycle"]
-    milestones: tuple[int, ...]
+    milestones: tuple[Annotated[Whole, Field(ge=0)], ...] = ()
     """Epochs at which ``step`` multiplies the rate by gamma."""
-    gamma: float = number(above=0.0, high=1.0)
-    train_eps: float = radius()
+    gamma: Real = Field(default=1.0, gt=0.0, le=1.0)
+    train_eps: Radius
     """Radius of the training adversary, pixel units."""
+    warmup: Whole = Field(ge=0)
+    """Iterations of linear warm-up."""
+    gradient_clip: Annotated[Real, Field(gt=0.0)] | None
+    """Largest gradient norm; null: no clipping."""
+    buffer_size: Whole = Field(ge=2, le=10_000_000)
+    pad: Whole = Field(ge=0, le=16)
+    """Reflect padding before the random crop; 0: no crop."""
+    flip: Flag
+    bn_momentum: Real = Field(gt=0.0, le=1.0)
+    bn_parts: Whole = Field(ge=1, le=1024)
+    """Equal parts of a training batch that BatchNorm normalises apart. 1: the whole batch, gathered from all
+    devices. With as many parts as devices nothing is gathered, which is faster and another experiment."""
+    bn_estimate: Literal["both", "clean", "adversarial"]
+    """Images that re-estimate BatchNorm statistics before selection and evaluation, for methods that train on
+    adversarial images; the others always use clean images."""
+    bn_images: Whole = Field(ge=2)
+    """How many training images re-estimate them."""
+    validation_steps: Whole = Field(ge=1, le=1000)
+    """Steps of the PGD that selects the checkpoint."""
+    precision: Literal["float32", "bfloat16", "auto"]
+    """What convolutions of training compute in (see ``ebjdat.model.compute``); ``auto`` depends on the hardware, so
+    two machines may train two different models. Evaluation is float32."""
+    compile: Flag
+    """Compile the network; where that fails, training says so and runs eagerly."""
+    threads: Annotated[Whole, Field(ge=1, le=1024)] | None
+    """CPU threads of training; fixed where a run on the CPU is to be repeated to the byte. null: all."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PerVariant:
-    """One schedule per JEM variant."""
-
-    jem: Schedule
-    jempp: Schedule
-    sadajem: Schedule
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Training:
-    """Schedules of a profile; the method ``control`` uses those of ``ebjdat``."""
-
-    shared: Shared
-    ebjdat: PerVariant
-    base: PerVariant
-    pgd_at: Schedule
-    trades: Schedule
-    undefended: Schedule
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Images:
+class Images(Section):
     """How many test images an evaluation uses: the first n of the fixed test order."""
 
-    images: int = number(1)
+    images: Count
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AutoAttackImages:
+class AutoAttackImages(Images):
     """Images of Table 1, attacked in fixed slices because random starts depend on the place in a batch."""
 
-    images: int = number(1)
-    slice: int = number(1)
-    last_images: int = number(0)
+    slice: Count
+    last_images: Whole = Field(ge=0)
     """The first of them, in whole slices, on which the cascade's start attacks the last checkpoint; 0: none."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TransferImages:
-    """Images of Table 2, and whose adversarial examples are tried besides those of the baselines."""
-
-    images: int = number(1)
-    surrogates: tuple[SurrogateVariant, ...]
-    """EB-JDAT variants; each is trained once more where it is not the current model. May be empty."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Generation:
+class Generation(Section):
     """Samples and the features that compare them with real images."""
 
-    samples: int = number(2)
+    samples: Whole = Field(ge=2)
     features: Literal["classifier", "inception"]
     """classifier: a small network trained on the real images (where Inception makes no sense)."""
-    chain_steps: int = number(1, 100_000)
+    chain_steps: Whole = Field(ge=1, le=100_000)
     """Steps of a fresh chain."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
+class Evaluation(Section):
     """Sizes of the evaluations and the nominal radius r that protocols scale."""
 
-    radius: float = radius()
-    batch_size: int = number(1)
+    radius: Radius
+    batch_size: Count
     clean: Images
     autoattack: AutoAttackImages
-    transfer: TransferImages
+    transfer: Images
     sweep: Images
     eot: Images
     generation: Generation
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Profile:
+class Profile(Section):
     """A scale of the same experiment: data, network, budget, evaluation sizes."""
 
     data: Data
     network: Network
-    training: Training
+    training: dict[str, dict[str, Any]]
+    """``defaults``, and what differs by variant, method or model; see :meth:`Params.training`."""
     evaluation: Evaluation
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Params:
-    """The whole of params.yaml, validated."""
+class Params(Section):
+    """params.yaml with its profile."""
 
-    variant: VariantName
-    method: Method
     profile: str
-    seed: int = number(0, 2**31 - 1)
+    method: Literal["ebjdat", "base", "control"]
+    variant: str
+    seeds: tuple[Seed, ...] = Field(min_length=1)
+    baselines: tuple[str, ...]
+    sources: tuple[str, ...]
+    """Baselines that are only crafted on: trained, and evaluated by ``clean`` alone."""
+    surrogates: tuple[str, ...]
+    """Models that transfer attacks are crafted on, each with the seed of the model that they are tried on."""
     device: Literal["auto", "cpu", "cuda"]
-    devices: Literal["auto"] | int = number(1, 1024)
-    """Processes that train one model, one per device; auto: every GPU, one on a CPU. No part of the result."""
+    devices: Annotated[int | str, BeforeValidator(_devices)]
+    """Processes that train one model, one per device; auto: 1. No part of the result."""
     variants: dict[str, Variant]
-    profiles: dict[str, Profile]
+    current: Profile
+    """Not in the file: the profile that ``profile`` names."""
 
     @property
-    def current(self) -> Profile:
-        """The selected profile."""
-        return self.profiles[self.profile]
+    def model(self) -> str:
+        """The model that method and variant select."""
+        return f"{self.method}-{self.variant}"
+
+    def runs(self) -> list[Run]:
+        """The runs that params.yaml names: the model of method and variant, baselines and sources, for every seed."""
+        models = (self.model, *self.baselines, *self.sources)
+        return [Run(self.profile, model, seed) for model in models for seed in self.seeds]
+
+    def training(self, model: str) -> Training:
+        """How ``model`` trains: ``defaults``, then what the profile says of its variant, method and name.
+
+        The control shares everything with ebjdat, for the comparison to be fair.
+        """
+        run = Run(self.profile, model, 0)
+        names = [run.method if run.method != "control" else "ebjdat"]
+        if run.variant is not None:
+            like = self.variants[run.variant].like
+            names = [*([like] if like else []), run.variant, *names]
+            names += [f"{names[-1]}-{variant}" for variant in names[:-1]]
+        section = self.current.training
+        places = [name for name in ("defaults", *names) if name in section]
+        merged = {key: value for name in places for key, value in section[name].items()}
+        # A message names the section that a value came from: the last one that has it.
+        home = {key: name for name in places for key in section[name]}
+        return _build(
+            Training, merged, lambda key: f"params/{self.profile}.yaml: training.{home.get(key, 'defaults')}.{key}"
+        )
+
+    def recipe(self, model: str) -> Variant | None:
+        """The JEM recipe as ``model`` uses it; None for a baseline.
+
+        ``control`` keeps all but the energy term. ``base`` is the plain variant: its own number of chain steps, both
+        remaining weights 1, no adversarial terms.
+        """
+        run = Run(self.profile, model, 0)
+        if run.variant is None:
+            return None
+        recipe = self.variants[run.variant]
+        if run.method == "ebjdat":
+            return recipe
+        changed: dict[str, Any] = {"reading": "none", "w_energy": 0.0}
+        if run.method == "base":
+            changed |= {"steps": recipe.base_steps, "w_px": 1.0, "w_clean": 1.0, "w_adversarial": 0.0}
+        return recipe.model_copy(update=changed)
 
 
-def load_params(path: str | Path = "params.yaml") -> Params:
-    """Read and validate the whole of ``params.yaml``.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """Everything that decides one run, resolved once at the door of a stage.
+
+    Attributes:
+        run: which run.
+        data, network, evaluation: sections of its profile.
+        training: None for an external model.
+        recipe: the JEM recipe as the method uses it, of an imported checkpoint that of the plain variant; None for a
+            model that does not generate.
+        surrogates: models whose adversarial images its transfer stage meets, with a digest of how they trained.
+        device, devices: where it computes; no part of the result.
+    """
+
+    run: Run
+    data: Data
+    network: Network
+    training: Training | None
+    recipe: Variant | None
+    evaluation: Evaluation
+    surrogates: Mapping[str, str]
+    device: str
+    devices: str | int
+    variant: str | None = None
+    """Of an imported checkpoint; the name of any other model says it."""
+
+    @property
+    def input_noise(self) -> float:
+        """Noise that labelled images had in training, which protocol ``released`` adds in evaluation; network scale."""
+        return 0.0 if self.recipe is None else self.recipe.labelled_noise
+
+    def recorded(self, stage: str) -> dict[str, Any]:
+        """Exactly the parameters that can change the record of ``stage`` (``train``: the model), as JSON values.
+
+        Left out on purpose: the device, and the folder of the data files, whose content is verified.
+        """
+        if stage not in REVISIONS:
+            raise UserError(f"unknown stage {stage!r}; known: {', '.join(REVISIONS)}")
+        data = self.data.plain()
+        del data["folder"]
+        plain: dict[str, Any] = {"data": data}
+        if self.training is not None:
+            plain |= {"network": self.network.plain(), "training": self.training.plain()}
+        if self.recipe is not None:
+            plain["recipe"] = self.recipe.used()
+        if self.variant is not None:  # nobody here knows how it was trained; how its chains run decides numbers
+            plain["recipe"] = {name: plain["recipe"][name] for name in CHAINS}
+            plain["variant"] = self.variant
+        if stage != "train":
+            plain["evaluation"] = self._evaluation(stage)
+        return plain
+
+    def _evaluation(self, stage: str) -> dict[str, Any]:
+        named = {"masking": MASKING_INPUTS, "generate": ("generation",), "craft": ("transfer",)}
+        sections = named.get(stage, (stage,))
+        found: dict[str, Any] = {name: getattr(self.evaluation, name).plain() for name in sections}
+        if stage == "generate":
+            return found
+        # Noise inside a model is drawn per batch, so the batch size is part of some numbers.
+        found |= {"radius": self.evaluation.radius, "batch_size": self.evaluation.batch_size}
+        if stage in ("clean", "masking") and self.recipe is not None:  # the energies of fresh chains are measured there
+            found["chain_steps"] = self.evaluation.generation.chain_steps
+        if stage in ("transfer", "masking"):
+            found["surrogates"] = dict(self.surrogates)
+        return found
+
+
+MASKING_INPUTS = ("clean", "autoattack", "transfer", "sweep", "eot")
+"""Stages whose records decide the masking report."""
+CHAINS = (
+    "chain_start",
+    "inner_steps",
+    "step_size",
+    "chain_noise",
+    "gradient_clamp",
+    "clamp_pixels",
+    "chain_statistics",
+    "labelled_noise",
+)
+"""What the evaluation of an imported checkpoint needs of a recipe."""
+
+
+def resolve(params: Params, run: Run, variant: str | None = None, surrogates: Mapping[str, str] | None = None) -> Setup:
+    """What params.yaml and its profile say about a run.
+
+    Args:
+        surrogates: None: those of params.yaml.
+        variant: of an imported checkpoint whose folder is not here, as its records say.
 
     Raises:
-        UserError: the file is missing or not YAML, or a key is unknown, missing, of the wrong
-            type or out of range; the message names the full key.
+        UserError: the model is unknown, or its training does not validate.
     """
-    path = Path(path)
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: run from the repository root") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates and huge numbers: ValueError
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    return parse_params(raw)
+    check_model(params, run.model)
+    profile = params.current
+    if run.is_external:
+        variant = _imported_as(run) or variant
+        if variant not in (None, *params.variants):
+            raise UserError(f"{run} was imported as {variant}, which params.yaml has no longer: import it again")
+    return Setup(
+        run=run,
+        data=profile.data,
+        network=profile.network,
+        training=None if run.is_external else params.training(run.model),
+        recipe=params.recipe(f"base-{variant}" if run.is_external and variant else run.model),
+        evaluation=profile.evaluation,
+        surrogates=surrogates if surrogates is not None else _trained(params, run),
+        device=params.device,
+        devices=params.devices,
+        variant=variant if run.is_external else None,
+    )
 
 
-def parse_params(raw: object) -> Params:
-    """Validate an already parsed ``params.yaml`` (see :func:`load_params`)."""
-    params: Params = _build(Params, raw, "")
-    _known("variants", params.variants, VARIANTS)
-    if params.profile not in params.profiles:
+def _trained(params: Params, run: Run) -> dict[str, str]:
+    """The surrogates of params.yaml, each with a digest of what decided its training."""
+    setups = {name: resolve(params, replace(run, model=name), surrogates={}) for name in params.surrogates}
+    return {name: files.digest(setup.recorded("train")) for name, setup in setups.items()}
+
+
+def _imported_as(run: Run) -> str | None:
+    """The variant that the folder of an external model names; None where it names none, or is not here."""
+    path = run.model_dir / IMPORTED
+    said = files.read_json(path) if path.is_file() else {}
+    return said.get("variant") if isinstance(said, dict) else None
+
+
+def check_model(params: Params, model: str, where: str = "") -> None:
+    """Refuse a name that is no model.
+
+    Raises:
+        UserError: with the known names.
+    """
+    known = [f"{method}-{variant}" for method in METHODS for variant in params.variants]
+    known += BASELINES
+    if model not in known and not model.startswith("external-"):
         raise UserError(
-            f"profile: unknown profile {params.profile!r}; known: "
-            f"{', '.join(params.profiles)}{_nearest(params.profile, params.profiles)}"
+            f"{where}unknown model {model!r}{nearest(model, known)}; known: {', '.join(known)}, external-<name>"
         )
-    for name, profile in params.profiles.items():
-        _check_profile(f"profiles.{name}", profile)
+
+
+def load_params(folder: str | Path = ".", profile: str | None = None) -> Params:
+    """Read and validate ``params.yaml`` and the file of its profile.
+
+    Args:
+        folder: repository root.
+        profile: another profile than ``params.yaml`` names.
+
+    Raises:
+        UserError: a file is missing or not YAML, or a key is unknown, missing, of the wrong type or out of range; the
+            message names the full key.
+    """
+    folder = Path(folder)
+    raw = read_yaml(folder / PARAMS)
+    if isinstance(raw, dict) and profile is not None:
+        raw = raw | {"profile": profile}
+    return parse_params(raw, lambda name: read_profile(folder, name))
+
+
+def read_profile(folder: Path, name: str) -> Any:
+    """The file of a profile, parsed.
+
+    Raises:
+        UserError: no such profile, or its file is not YAML.
+    """
+    known = sorted(path.stem for path in (folder / PROFILES).glob("*.yaml"))
+    if name not in known:
+        raise UserError(f"profile: unknown profile {name!r}{nearest(name, known)}; known: {', '.join(known)}")
+    return read_yaml(folder / PROFILES / f"{name}.yaml")
+
+
+def parse_params(raw: Any, profile: Any) -> Params:
+    """Validate already parsed files (see :func:`load_params`); ``profile``: content of a profile by its name."""
+    if not isinstance(raw, dict):
+        raise UserError(f"params.yaml: expected a section with keys, got {_show(raw)}")
+    if "current" in raw:
+        raise UserError("current: unknown key")
+    name = raw.get("profile")
+    if not isinstance(name, str):
+        raise UserError(f"profile: expected the name of a profile, got {_show(name)}")
+    current = _build(Profile, profile(name), f"params/{name}.yaml: ")
+    variants = raw.get("variants")
+    if isinstance(variants, dict):
+        raw = raw | {"variants": {key: _inherited(str(key), variants) for key in variants}}
+    params = _build(Params, raw | {"current": current}, "")
+    _check(params)
     return params
 
 
-def variant_from(raw: object, key: str) -> Variant:
+def _inherited(name: str, variants: Mapping[str, Any]) -> Any:
+    own = variants[name]
+    like = own.get("like") if isinstance(own, dict) else None
+    if not like:
+        return own
+    if like not in variants or not isinstance(variants[like], dict) or variants[like].get("like"):
+        known = [key for key, value in variants.items() if isinstance(value, dict) and not value.get("like")]
+        raise UserError(f"variants.{name}.like: expected one of {', '.join(map(str, known))}, got {_show(like)}")
+    return {key: value for key, value in variants[like].items() if key != "label"} | own
+
+
+def _check(params: Params) -> None:
+    """What no field can say alone."""
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", params.profile):
+        raise UserError(f"profile: expected a-z, 0-9 and hyphens, got {_show(params.profile)}")
+    for name in params.variants:
+        if not re.fullmatch(r"[a-z0-9_]+", name):
+            raise UserError(f"variants.{name}: a variant's name has a-z, 0-9 and _ only")
+    if params.variant not in params.variants:
+        known = list(params.variants)
+        hint = nearest(params.variant, known)
+        raise UserError(f"variant: unknown variant {params.variant!r}{hint}; known: {', '.join(known)}")
+    for key in ("surrogates", "seeds"):
+        values = getattr(params, key)
+        if len(set(values)) < len(values):
+            raise UserError(f"{key}: one of {', '.join(map(str, values))} is named twice")
+    for key in ("baselines", "sources"):
+        for name in getattr(params, key):
+            if name not in BASELINES:
+                hint = nearest(name, BASELINES)
+                raise UserError(f"{key}: unknown baseline {name!r}{hint}; known: {', '.join(BASELINES)}")
+    both = [*params.baselines, *params.sources]
+    if len(set(both)) < len(both):
+        raise UserError(f"baselines, sources: one of {', '.join(both)} is named twice")
+    for name in params.surrogates:
+        check_model(params, name, "surrogates: ")
+    _check_profile(params)
+
+
+def _check_profile(params: Params) -> None:
+    place, profile = f"params/{params.profile}.yaml: ", params.current
+    if (profile.network.depth - 4) % 6:
+        raise UserError(f"{place}network.depth: expected 6 n + 4 (10, 16, 22, 28, 34), got {profile.network.depth}")
+    models = [f"{method}-{variant}" for method in ("ebjdat", "base") for variant in params.variants]
+    names = ["defaults", *params.variants, *METHODS, *BASELINES, *models]
+    for name in profile.training:
+        if name not in names:
+            raise UserError(f"{place}training.{name}: unknown key{nearest(name, names)}; known: {', '.join(names)}")
+    for model in (*models, *BASELINES):
+        training = params.training(model)
+        for key in ("batch_size", "px_batch_size"):
+            size = getattr(training, key)
+            if size % training.bn_parts:
+                raise UserError(
+                    f"{place}training for {model}: {key} {size} does not divide into bn_parts = {training.bn_parts}"
+                )
+    for name in MASKING_INPUTS:
+        images = getattr(profile.evaluation, name).images
+        if images > profile.data.test:
+            raise UserError(
+                f"{place}evaluation.{name}.images: {images} images asked for, but data.test has {profile.data.test}"
+            )
+
+
+def variant_from(raw: Any, key: str) -> Variant:
     """Validate a recipe on its own, as it lies beside a trained model; ``key`` names it in messages.
 
     Raises:
         UserError: see :func:`load_params`.
     """
-    variant: Variant = _build(Variant, raw, key)
-    return variant
+    return _build(Variant, raw, f"{key}: ")
 
 
-def to_plain(value: Any) -> Any:
-    """A dataclass of this module as plain dicts, lists and numbers, for JSON and hashing."""
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
+def read_yaml(path: Path) -> Any:
+    """A YAML 1.2 file; a key that stands twice is refused.
+
+    Raises:
+        UserError: missing, unreadable or not YAML; the message names file and line.
+    """
+    from ruamel.yaml import YAML, YAMLError
+
+    try:
+        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run from the repository root") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (YAMLError, ValueError, RecursionError) as error:
+        text = re.sub(r"\s*(NOTE|To suppress).*", "", str(error), flags=re.DOTALL)
+        raise UserError(f"{path} is not valid YAML: {' '.join(text.split())}") from None
 
 
-def _known(key: str, mapping: dict[str, Any], names: tuple[str, ...]) -> None:
-    for name in names:
-        if name not in mapping:
-            raise UserError(f"{key}.{name} is missing: params.yaml needs a recipe for each of {', '.join(names)}")
+def _build(kind: type[Kind], raw: Any, where: str | Callable[[str], str]) -> Kind:
+    """One section; the first thing wrong with it becomes one sentence with the full name of the key.
+
+    Args:
+        where: what stands before the key's name in this section, or makes its full name.
+    """
+    full = where if callable(where) else lambda key: f"{where}{key}"
+    if not isinstance(raw, dict):
+        raise UserError(f"{full('').rstrip(': ') or 'params.yaml'}: expected a section with keys, got {_show(raw)}")
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(_sentence(kind, error.errors(include_url=False)[0], full)) from None
 
 
-def _check_profile(key: str, profile: Profile) -> None:
-    if (profile.network.depth - 4) % 6:
-        raise UserError(f"{key}.network.depth: expected 6 n + 4 (10, 16, 22, 28, 34), got {profile.network.depth}")
-    _check_parts(f"{key}.training", profile.training)
-    evaluation = profile.evaluation
-    for name in ("clean", "autoattack", "transfer", "sweep", "eot"):
-        images = getattr(evaluation, name).images
-        if images > profile.data.test:
-            raise UserError(
-                f"{key}.evaluation.{name}.images: {images} images asked for, "
-                f"but {key}.data.test has {profile.data.test}"
-            )
-    surrogates = evaluation.transfer.surrogates
-    if len(set(surrogates)) < len(surrogates):
-        raise UserError(f"{key}.evaluation.transfer.surrogates: a variant is named twice: {', '.join(surrogates)}")
+def _sentence(kind: type[BaseModel], error: Any, full: Callable[[str], str]) -> str:
+    places = [part for part in error["loc"] if not (isinstance(part, str) and "[" in part) and part not in _UNION]
+    key = full(str(places[0]))
+    for part in places[1:]:
+        key += f"[{part}]" if isinstance(part, int) else f".{part}"
+    value, what = error["input"], error["type"]
+    limits = error.get("ctx", {})
+    if what == "extra_forbidden":
+        names = [name for name in _section(kind, places[:-1]).model_fields if name != "current"]
+        return f"{key}: unknown key{nearest(places[-1], names)}; known: {', '.join(names)}"
+    if what == "missing":
+        return f"{key}: missing key"
+    if what == "literal_error":
+        known = re.findall(r"'([^']*)'", limits["expected"])
+        return f"{key}: unknown value {_show(value)}{nearest(value, known)}; known: {', '.join(known)}"
+    if what == "value_error":
+        return f"{key}: {limits['error']}, got {_show(value)}"
+    words = {
+        "greater_than": "above {gt:g}",
+        "greater_than_equal": "at least {ge:g}",
+        "less_than": "below {lt:g}",
+        "less_than_equal": "at most {le:g}",
+    }
+    if what in words:
+        hint = " (a radius is in pixel units of [0, 1]: write 8/255, not 8)" if places[-1] in _RADII else ""
+        return f"{key}: expected a number {words[what].format(**limits)}, got {_show(value)}{hint}"
+    expected = {
+        "int_from_float": "a whole number",
+        "int_type": "a whole number",
+        "int_parsing": "a whole number",
+        "float_type": "a number",
+        "finite_number": "a finite number",
+        "bool_type": "true or false",
+        "bool_parsing": "true or false",
+        "string_type": "text",
+        "tuple_type": "a list",
+        "too_short": "at least one",
+        "dict_type": "a section with keys",
+        "model_type": "a section with keys",
+    }.get(what, error["msg"])
+    return f"{key}: expected {expected}, got {_show(value)}"
 
 
-def _check_parts(key: str, section: Any) -> None:
-    """``bn_parts`` divides every batch."""
-
-    def check(key: str, value: Any, parts: int) -> None:
-        for f in fields(value):
-            item = getattr(value, f.name)
-            if dataclasses.is_dataclass(item) and not isinstance(item, Shared):
-                check(_join(key, f.name), item, parts)
-            elif f.name in ("batch_size", "px_batch_size") and item % parts:
-                raise UserError(f"{key}.{f.name}: {item} does not divide into bn_parts = {parts} equal parts")
-
-    check(key, section, section.shared.bn_parts)
+_RADII = ("train_eps", "radius")
+_UNION = ("int", "float", "literal", "constrained-int", "constrained-float")
 
 
-_FRACTION = re.compile(r"\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*/\s*([\d.]+(?:[eE][-+]?\d+)?)\s*")
-
-
-def _as_number(value: object, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise UserError(f"{key}: expected a number, got {_show(value)}")
-    if isinstance(value, int) and abs(value) > 2**63:
-        raise UserError(f"{key}: expected a number of at most 19 digits, got one of {value.bit_length()} bits")
-    if isinstance(value, str):
-        try:
-            fraction = _FRACTION.fullmatch(value)
-            if fraction:
-                return float(fraction[1]) / float(fraction[2])
-            return float(value)
-        except (ValueError, ZeroDivisionError):
-            raise UserError(f"{key}: expected a number or a fraction such as 8/255, got {_show(value)}") from None
-    return value
+def _section(kind: type[BaseModel], places: Iterable[Any]) -> type[BaseModel]:
+    """The model of a nested section."""
+    for place in places:
+        if isinstance(place, str) and place in kind.model_fields:
+            inner: Any = kind.model_fields[place].annotation
+            found = [one for one in (inner, *getattr(inner, "__args__", ())) if isinstance(one, type)]
+            kind = next((one for one in found if issubclass(one, BaseModel)), kind)
+    return kind
 
 
 def _show(value: object) -> str:
@@ -394,96 +689,7 @@ def _show(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _nearest(name: object, names: Any) -> str:
+def nearest(name: object, names: Iterable[object]) -> str:
+    """`` (did you mean ...?)``, or nothing where no name is near."""
     close = difflib.get_close_matches(str(name), [str(n) for n in names], n=1)
     return f" (did you mean {close[0]}?)" if close else ""
-
-
-def _build(kind: Any, raw: object, key: str) -> Any:
-    """One dataclass from a mapping; ``key`` is the full name so far."""
-    if not isinstance(raw, dict):
-        raise UserError(f"{key or 'params.yaml'}: expected a section with keys, got {_show(raw)}")
-    hints = typing.get_type_hints(kind)
-    names = [f.name for f in fields(kind)]
-    for name in raw:
-        if name not in names:
-            raise UserError(f"{_join(key, name)}: unknown key{_nearest(name, names)}; known: {', '.join(names)}")
-    values = {}
-    for f in fields(kind):
-        full = _join(key, f.name)
-        if f.name not in raw:
-            raise UserError(f"{full}: missing key, expected {_describe(hints[f.name])}")
-        values[f.name] = _convert(hints[f.name], raw[f.name], full, f.metadata)
-    return kind(**values)
-
-
-def _join(key: str, name: object) -> str:
-    return f"{key}.{name}" if key else str(name)
-
-
-def _convert(hint: Any, raw: object, key: str, bounds: Any) -> Any:
-    origin = typing.get_origin(hint)
-    if origin in (types.UnionType, typing.Union):
-        if raw is None and type(None) in typing.get_args(hint):
-            return None
-        for choices in (a for a in typing.get_args(hint) if typing.get_origin(a) is Literal):
-            if raw in typing.get_args(choices):
-                return raw
-        hint = next(a for a in typing.get_args(hint) if a is not type(None) and typing.get_origin(a) is not Literal)
-        return _convert(hint, raw, key, bounds)
-    if origin is Literal:
-        choices = typing.get_args(hint)
-        if raw not in choices or isinstance(raw, bool):
-            raise UserError(
-                f"{key}: unknown value {_show(raw)}; known: {', '.join(map(str, choices))}{_nearest(raw, choices)}"
-            )
-        return raw
-    if origin is dict:
-        if not isinstance(raw, dict):
-            raise UserError(f"{key}: expected a section with keys, got {_show(raw)}")
-        inner = typing.get_args(hint)[1]
-        return {str(name): _build(inner, value, _join(key, name)) for name, value in raw.items()}
-    if origin is tuple:
-        if not isinstance(raw, list):
-            raise UserError(f"{key}: expected a list, got {_show(raw)}")
-        inner = typing.get_args(hint)[0]
-        return tuple(_convert(inner, value, f"{key}[{i}]", bounds) for i, value in enumerate(raw))
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, raw, key)
-    if hint is bool:
-        if not isinstance(raw, bool):
-            raise UserError(f"{key}: expected true or false, got {_show(raw)}")
-        return raw
-    if hint is str:
-        if not isinstance(raw, str):
-            raise UserError(f"{key}: expected text, got {_show(raw)}")
-        return raw
-    value = _as_number(raw, key)
-    if hint is int:
-        if not math.isfinite(value) or value != int(value):
-            raise UserError(f"{key}: expected a whole number, got {_show(raw)}")
-        value = int(value)
-    else:
-        value = float(value)
-    _check_bounds(value, raw, key, bounds)
-    return value
-
-
-def _check_bounds(value: float, raw: object, key: str, bounds: Any) -> None:
-    low, high = bounds.get("low", -math.inf), bounds.get("high", math.inf)
-    above = bounds.get("above", -math.inf)
-    if math.isfinite(value) and low <= value <= high and value > above:
-        return
-    lower = f"above {above:g}" if above > -math.inf else f"at least {low:g}" if low > -math.inf else ""
-    upper = f"at most {high:g}" if high < math.inf else ""
-    expected = " and ".join(part for part in (lower, upper) if part) or "finite"
-    hint = f" ({bounds['hint']})" if bounds.get("hint") else ""
-    raise UserError(f"{key}: expected a number {expected}, got {_show(raw)}{hint}")
-
-
-def _describe(hint: Any) -> str:
-    if typing.get_origin(hint) is Literal:
-        return " | ".join(map(str, typing.get_args(hint)))
-    if hint in (int, float):
-        return "a whole number" if hint is int else "a number"
-    return "a section" if dataclasses.is_dataclass(hint) else str(getattr(hint, "__name__", hint))

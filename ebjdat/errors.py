@@ -9,13 +9,6 @@ class UserError(Exception):
     """How its line begins."""
 
 
-class Unfinished(UserError):
-    """A budget ended before the work did, or something has yet to arrive; the same command goes on."""
-
-    exit_code = 5
-    word = "unfinished"
-
-
 class AuditError(UserError):
     """A result broke a property that it must have (outside the ball, NaN, changed model state)."""
 

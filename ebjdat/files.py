@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import socket
@@ -99,6 +100,29 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, text)
 
 
+def canonical(value: Any) -> bytes:
+    """One byte string per value: JSON with sorted keys and no spaces; NaN is refused with ValueError."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def digest(value: Any, length: int = 16) -> str:
+    """The first ``length`` hex characters of the SHA-256 of :func:`canonical`."""
+    return hashlib.sha256(canonical(value)).hexdigest()[:length]
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, 64 hex characters.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); run `dvc repro` to make it") from None
+
+
 def read_json(path: str | Path) -> Any:
     """Read a JSON file.
 
@@ -168,12 +192,12 @@ def main_checkout() -> Path:
 
 
 def scratch(*parts: str) -> Path:
-    """A path below ``.mlflow/`` in the main checkout, for what goes on from there and never into git.
+    """A path below ``.scratch/`` in the main checkout, for what goes on from there and never into git.
 
-    ``EBJDAT_SCRATCH`` names another folder: a campaign keeps it beside its rows, so that both travel together.
+    Training state, outcomes of attacks, times and hosts; ``EBJDAT_SCRATCH`` names another folder.
     """
     named = os.environ.get("EBJDAT_SCRATCH")
-    return Path(named).resolve().joinpath(*parts) if named else main_checkout().joinpath(".mlflow", *parts)
+    return Path(named).resolve().joinpath(*parts) if named else main_checkout().joinpath(".scratch", *parts)
 
 
 @contextlib.contextmanager

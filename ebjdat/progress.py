@@ -1,7 +1,7 @@
 """How far a long loop is: a bar in a terminal, sparse lines in a log file.
 
-Both show the label, the share done, the time left and the current values (loss, robust accuracy),
-so that a person who looks at a job of hours knows whether to wait or to stop it.
+Both show the label, the share done, rate, time left and the current values (loss, robust accuracy), so that a person
+who looks at a job of hours knows whether to wait or to stop it.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Self, TextIO
 
-QUIET_SECONDS = 10.0
+QUIET_SECONDS = 30.0
 """Least time between two lines of a log."""
 
 
@@ -43,12 +42,11 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.total, self.label, self.unit = total, label, unit
-        self.done = 0
+        self.done = self.skipped = 0
+        self.values: dict[str, float] = {}
         self._stream = sys.stderr if stream is None else stream
-        self._silent = silent
-        self._clock = clock
-        self._started = clock()
-        self._written = -float("inf")
+        self._silent, self._clock = silent, clock
+        self._started, self._written = clock(), -math.inf
         self._bar = self._terminal_bar()
 
     def _terminal_bar(self) -> Any:
@@ -60,39 +58,40 @@ class Progress:
             return None
         return tqdm(total=self.total, desc=self.label, unit=self.unit, file=self._stream, dynamic_ncols=True)
 
-    def advance(self, units: int = 1, **values: float) -> None:
-        """Count ``units`` as done and show the current ``values``."""
-        self.done += units
+    def skip(self, units: int) -> None:
+        """Count ``units`` that an earlier run has done: part of the share, not of the rate."""
+        self.done, self.skipped = self.done + units, self.skipped + units
         if self._bar is not None:
-            self._bar.set_postfix({name: _short(value) for name, value in values.items()}, refresh=False)
+            for count in ("n", "last_print_n", "initial"):  # so that they stay out of its rate
+                setattr(self._bar, count, getattr(self._bar, count) + units)
+
+    def advance(self, units: int = 1, **values: float) -> None:
+        """Count ``units`` as done and show the ``values``; a value stays until it is given again."""
+        self.done += units
+        self.values |= values
+        if self._bar is not None:
+            self._bar.set_postfix({name: f"{value:.4g}" for name, value in self.values.items()}, refresh=False)
             self._bar.update(units)
             return
         now = self._clock()
-        if self._silent:
-            return
-        if now - self._written >= QUIET_SECONDS or self.done >= self.total:
+        if not self._silent and (now - self._written >= QUIET_SECONDS or self.done >= self.total > self.done - units):
             self._written = now
-            print(self._line(now, values), file=self._stream, flush=True)
+            print(self._line(now - self._started), file=self._stream, flush=True)
 
-    def _line(self, now: float, values: dict[str, float]) -> str:
-        elapsed = now - self._started
-        left = elapsed / self.done * (self.total - self.done) if self.done else float("nan")
-        times = f"{duration(elapsed)} elapsed, {duration(left)} left"
-        shown = "".join(f", {name} {_short(value)}" for name, value in values.items())
-        return f"{self.label}: {self.done}/{self.total} {self.unit} ({times}){shown}"
-
-    def close(self) -> None:
-        """End the bar; a log needs nothing."""
-        if self._bar is not None:
-            self._bar.close()
+    def _line(self, elapsed: float) -> str:
+        rate = (self.done - self.skipped) / elapsed if elapsed > 0 else 0.0
+        left = (self.total - self.done) / rate if rate else math.nan
+        times = f"{rate:.3g} {self.unit}/s, {duration(elapsed)} elapsed, {duration(left)} left"
+        shown = "".join(f", {name} {value:.4g}" for name, value in self.values.items())
+        share = 100 * self.done / self.total if self.total else 100.0
+        return f"{self.label}: {share:.0f} %, {self.done}/{self.total} {self.unit} ({times}){shown}"
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
 
 
 def duration(seconds: float) -> str:
@@ -105,7 +104,3 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def _short(value: float) -> str:
-    return f"{value:.4g}"

@@ -1,6 +1,16 @@
 """The stages of the pipeline, one thin script each."""
 
+import importlib.util
 import os
+import sys
+
+if importlib.util.find_spec("pydantic") is None:
+    print(
+        f"error: {sys.executable} has not the packages of this project: activate its environment "
+        "(`make env && . .venv/bin/activate`) and run the same command again",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 # Threads that wait for each other by spinning bring a busy machine to a crawl: beside one other
 # process, training on two cores is ten times slower than with waiting threads asleep. The setting

@@ -1,30 +1,32 @@
-"""The one argument that evaluation stages take."""
+"""Which run a stage is asked about: ``--model`` and ``--seed``, resolved once into a :class:`Setup`."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 
-from ebjdat.config import BASELINES, Params, load_params
-from ebjdat.subject import EXTERNAL, Subject
+from ebjdat.config import Params, Setup, load_params, resolve
+from ebjdat.errors import UserError
+from ebjdat.run import Run
 
 
-def from_arguments(description: str | None, argv: Sequence[str] | None = None) -> tuple[Params, Subject]:
-    """The validated parameters and the model that an evaluation stage was asked about.
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """The parser of every stage about one run; a stage may add arguments of its own."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="<method>-<variant>, a baseline, external-<name>; default: that of params.yaml")
+    parser.add_argument("--seed", type=int, help="of the training; default: the first of params.yaml")
+    return parser
 
-    ``--model pgd_at`` names a baseline, ``--model external-<name>`` a model that ``stages.evaluate_model``
-    took in; without it, the current model of ``params.yaml``.
-    The whole of ``params.yaml`` is validated before anything else.
-    """
-    parser = argparse.ArgumentParser(description=description)
-    known = f"{', '.join(BASELINES)} or {EXTERNAL}<name>"
-    parser.add_argument("--model", help=f"{known}; default: the current model of params.yaml")
-    arguments = parser.parse_args(argv)
+
+def setup_of(arguments: argparse.Namespace) -> tuple[Params, Setup]:
+    """The whole of params.yaml and its profile, validated before anything else, and what it says about the run."""
     params = load_params()
-    if arguments.model is None:
-        return params, Subject.current(params)
-    if arguments.model.startswith(EXTERNAL):
-        return params, Subject.external(params, arguments.model)
-    if arguments.model not in BASELINES:
-        parser.error(f"argument --model: unknown model {arguments.model!r}; known: {known}")
-    return params, Subject.baseline(params, arguments.model)
+    model = params.model if arguments.model is None else arguments.model
+    seed = params.seeds[0] if arguments.seed is None else arguments.seed
+    if not 0 <= seed < 2**31:
+        raise UserError(f"--seed: expected a whole number from 0 to {2**31 - 1}, got {seed}")
+    return params, resolve(params, Run(params.profile, model, seed))
+
+
+def setup_from_arguments(description: str | None) -> Setup:
+    """The same for a stage without other arguments."""
+    return setup_of(parser_of(description).parse_args())[1]

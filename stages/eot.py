@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from ebjdat import command
-from ebjdat.evaluation.eot import evaluate
-from stages.evaluating import begin
+from stages.arguments import setup_from_arguments
 
 
 def main() -> None:
-    """Write the record ``eot`` of the model that ``--model`` names, or of the current one."""
-    task = begin("eot", __doc__)
+    """Write the record ``eot``."""
+    setup = setup_from_arguments(__doc__)
+
+    from ebjdat.evaluation.eot import evaluate
+    from stages.evaluating import begin
+
+    task = begin("eot", setup)
     with task.outcomes() as done:
-        task.finish(evaluate(task.model(), task.x, task.y, **task.common, done=done))
+        task.finish(evaluate(task.model(), task.cases, batches=task.batches, done=done, label=task.label))
 
 
 if __name__ == "__main__":

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from ebjdat import command
-from ebjdat.config import load_params
-from ebjdat.exporting import export
-from ebjdat.subject import Subject
+from stages.arguments import parser_of, setup_of
 
 
 def main() -> None:
-    """Write the folder; without arguments, of the current model into ``exports/<profile>/<name>``."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, help="folder of a model; default: the current one of params.yaml")
-    parser.add_argument("--to", type=Path, help="folder to write; default: exports/<profile>/<name>")
+    """Write ``exports/<profile>/<model>/<seed>``, or the folder that ``--to`` names."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--to", type=Path, help="folder to write; default: exports/<profile>/<model>/<seed>")
     arguments = parser.parse_args()
-    params = load_params()
-    source = arguments.model or Subject.current(params).model_dir
-    folder = export(source, arguments.to or Path("exports") / params.profile / source.name, params=params)
+
+    from ebjdat.exporting import export
+
+    run = setup_of(arguments)[1].run
+    folder = export(run.model_dir, arguments.to or Path("exports") / str(run))
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 from ebjdat import command
-from ebjdat.config import Data, load_params
-from ebjdat.data.prepared import save_prepared
-from ebjdat.data.source import Source
-from ebjdat.subject import Subject
-
-
-def read_source(settings: Data) -> Source:
-    """The data set that the parameters name."""
-    if settings.dataset == "digits":
-        from ebjdat.data.digits import load_digits
-
-        return load_digits()
-    from ebjdat.data.cifar10 import load_cifar10
-
-    return load_cifar10(settings.folder)
+from ebjdat.config import load_params
 
 
 def main() -> None:
     """Write ``data/<profile>/``."""
+    command.no_arguments(__doc__)
     params = load_params()
-    settings = params.current.data
-    folder = Subject.current(params).data_dir
-    manifest = save_prepared(folder, read_source(settings), settings)
+    settings, folder = params.current.data, params.runs()[0].data_dir
+
+    from ebjdat.data import cifar10, digits
+    from ebjdat.data.prepared import save_prepared
+
+    source = digits.load_digits() if settings.dataset == "digits" else cifar10.load_cifar10(settings.folder)
+    manifest = save_prepared(folder, source, settings)
     counts = ", ".join(f"{count:,} {name}" for name, count in manifest["counts"].items())
     print(f"{folder}: {settings.dataset}, {counts} images; digest {manifest['digest'][:16]}")
 

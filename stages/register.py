@@ -1,23 +1,21 @@
-"""Log the current model with its signature to MLflow and register it under an alias."""
+"""Log a trained model with its signature to MLflow and register it under an alias."""
 
 from __future__ import annotations
 
-import argparse
-
 from ebjdat import command
-from ebjdat.config import load_params
-from ebjdat.reporting.registry import register
-from ebjdat.subject import Subject
+from stages.arguments import parser_of, setup_of
 
 
 def main() -> None:
-    """Register the current model of params.yaml."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Register the best checkpoint of a run as the next version of ``ebjdat-<profile>-<model>``."""
+    parser = parser_of(__doc__)
     parser.add_argument("--alias", default="latest-run", help="alias that points to this version; default: latest-run")
-    alias = parser.parse_args().alias
-    subject = Subject.current(load_params())
-    name, version = register(subject, subject.model_dir, alias)
-    print(f"models:/{name}@{alias} is version {version}")
+    arguments = parser.parse_args()
+
+    from ebjdat.registry import register
+
+    name, version = register(setup_of(arguments)[1].run, arguments.alias)
+    print(f"models:/{name}@{arguments.alias} is version {version}")
 
 
 if __name__ == "__main__":

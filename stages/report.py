@@ -1,18 +1,19 @@
-"""Report pages: one of the current model, or of the baseline that --model names, and one that compares all runs."""
+"""The report page of the selected profile, ``results/<profile>/report.html``: one file that works offline."""
 
 from __future__ import annotations
 
 from ebjdat import command
-from ebjdat.reporting import lookup, report
-from stages.arguments import from_arguments
 
 
 def main() -> None:
-    """Write ``results/<profile>/<name>/report.html`` and ``results/<profile>/report.html``."""
-    params, subject = from_arguments(__doc__)
-    numbers = lookup.load_numbers(params)
-    for path in report.write_reports(params, numbers, subject):
-        print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+    """Write the page from the record files, the tables, and what else is on this machine."""
+    command.no_arguments(__doc__)
+
+    from ebjdat.config import load_params
+    from ebjdat.results import frame, page
+
+    path = page.write_page(frame.load(load_params(), store=False))
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

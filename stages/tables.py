@@ -1,4 +1,4 @@
-"""Tables 1 to 3, the comparisons in the text, the claim ledger, metrics and plots."""
+"""Records into MLflow; tables, claims, metrics and plots from it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import argparse
 from pathlib import Path
 
 from ebjdat import command
-from ebjdat.config import load_params
-from ebjdat.reporting import claims, lookup, plots, readme, tables
 
 
 def main() -> None:
@@ -15,16 +13,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--page", type=Path, action="append", default=[], help="also fill the tables in this page")
     arguments = parser.parse_args()
+
+    from ebjdat import files
+    from ebjdat.config import load_params
+    from ebjdat.record import read_records
+    from ebjdat.results import claims, figures, frame, plots, tables
+
     params = load_params()
     for page in arguments.page:
-        readme.read_page(page, params.profile)
-    numbers, checks = lookup.load_with_checks(params)
-    written = tables.write_tables(numbers, checks)
-    written += claims.write_claims(params, numbers)
-    written += plots.write_plots(numbers)
+        tables.read_page(page, params.profile)
+    results = frame.load(params, pictures=figures.model_figures)
+    written = tables.write_tables(results)
+    figures.write_figures(results)
+    claims.write_claims(results)
+    plots.write_plots(results)
+    files.write_json(tables.METRICS, tables.headline(results))
     for page in arguments.page:
-        readme.fill_page(page, numbers)
-    print(f"{len(written) + len(arguments.page)} files in {tables.tables_dir(params.profile)} and results/")
+        tables.fill_page(page, results)
+    # Last, for DVC: what was logged and shown.
+    digest = files.digest(list(read_records(params.profile)), 64)
+    files.write_json(Path("results", params.profile, "logged.json"), {"records": digest})
+    left_out = f", {len(results.outdated)} outdated ones left out" if results.outdated else ""
+    print(f"{params.profile}: {len(written)} tables of {len(results.records)} records{left_out}; results/claims.md")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,57 @@
-"""Train EB-JDAT, its control or the plain variant, on the variant that params.yaml selects."""
+"""Train a run: EB-JDAT, its control or the plain variant on a JEM variant, or a baseline."""
 
 from __future__ import annotations
 
-from ebjdat import command
-from ebjdat.config import load_params
-from ebjdat.subject import Subject
-from stages.training import train_with_curves
+import sys
+from typing import Any
+
+from ebjdat import command, record
+from ebjdat.config import Setup
+from ebjdat.errors import DivergenceError, UserError
+from ebjdat.tracking import Curves
+from stages.arguments import setup_from_arguments
 
 
 def main() -> None:
-    """Train the current model of params.yaml."""
-    params = load_params()
-    train_with_curves(params, Subject.current(params))
+    """Write ``models/<profile>/<model>/<seed>``; for several devices the stage starts itself again, once for each."""
+    setup = setup_from_arguments(__doc__)
+    if setup.training is None:
+        raise UserError(f"{setup.run.model} is not trained here: python -m stages.evaluate_model attacks it")
+
+    from ebjdat.training import launch, parallel
+    from ebjdat.training.run import train
+
+    processes = launch.processes(setup)
+    if processes > 1 and not parallel.launched():
+        launch.start(processes, sys.argv[1:])
+    elif parallel.rank():
+        train(setup)
+    else:
+        say(setup, train_with_curves(setup))
+
+
+def train_with_curves(setup: Setup) -> dict[str, Any]:
+    """Train with live curves in MLflow, whose failure never ends the run; returns the summary."""
+    from ebjdat.training.run import train
+
+    with Curves(setup) as curves:
+        try:
+            summary = train(setup, curves.log, curves.note_rollback)
+        except DivergenceError as error:
+            curves.diverged(str(error))
+            raise
+    record.write_times(setup.run, "train")
+    return summary
+
+
+def say(setup: Setup, summary: dict[str, Any]) -> None:
+    """What came out, in one line."""
+    chosen = summary["selected"]
+    print(
+        f"{setup.run}: best epoch {summary['best_epoch']} of {summary['epochs']}, validation clean "
+        f"{100 * chosen['val_clean']:.1f} %, PGD robust {100 * chosen['val_robust']:.1f} %, "
+        f"{len(summary['events'])} rollbacks"
+    )
 
 
 if __name__ == "__main__":

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ebjdat import command
-from ebjdat.evaluation.transfer import evaluate
-from ebjdat.model.store import load_model
-from stages.evaluating import begin
+from stages.arguments import setup_from_arguments
 
 
 def main() -> None:
-    """Write the record ``transfer`` of the model that ``--model`` names, or of the current one."""
-    task = begin("transfer", __doc__)
-    paths = {found.name: found.surrogate_dir / "best.pt" for found in task.subject.surrogates(task.params)}
-    surrogates = {name: load_model(path, task.device) for name, path in paths.items()}
-    with task.outcomes(*paths.values()) as done:
-        task.finish(evaluate(task.subject.name, task.model(), surrogates, task.x, task.y, **task.common, done=done))
+    """Write the record ``transfer``."""
+    setup = setup_from_arguments(__doc__)
+
+    from ebjdat.evaluation.transfer import evaluate, load_crafted
+    from stages.evaluating import begin
+
+    task = begin("transfer", setup)
+    runs = [replace(task.run, model=name) for name in task.setup.surrogates]
+    radius = task.setup.evaluation.radius
+    crafted = {
+        run.model: load_crafted(run.crafted(), run.model_dir / "best.pt", task.x, task.y, radius) for run in runs
+    }
+    task.finish(evaluate(task.run.model, task.model(), crafted, task.cases, batches=task.batches, label=task.label))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
-from ebjdat.provenance import ROOT
-
+ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "faults.md"
 _ROW = re.compile(r"^\| (\d+) \|.*\|([^|]*)\|$", re.MULTILINE)
 _TEST = re.compile(r"`([\w/]+\.py)::(\w+)`")

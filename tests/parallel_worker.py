@@ -14,68 +14,26 @@ from typing import Any
 
 import torch
 
-from ebjdat.config import Params
-from ebjdat.data.gaussians import Mixture, fit_mixture
-from ebjdat.data.prepared import Prepared
 from ebjdat.errors import Interrupted
-from ebjdat.subject import Subject
 from ebjdat.training import parallel
 from ebjdat.training.loop import Trainer
-from ebjdat.training.recipes import recipe
-from ebjdat.training.state import Checkpoints
-from tests.synthetic import params_of_repository
-from tests.test_subject import changed
+from ebjdat.training.selection import renew_statistics
+from tests.small_runs import small, tiny_data, trainer
 
-CASES = {
-    "jempp": ("ebjdat", "jempp", {}),
-    "sadajem, SAM": ("ebjdat", "sadajem", {}),
-    "jem, gap of means": ("ebjdat", "jem", {"variants.jem.reading": "energy", "variants.jem.gap": "mean_absolute"}),
-    "trades": ("trades", None, {}),
-    "parts of a batch": ("ebjdat", "jempp", {"profiles.digits.training.shared.bn_parts": 2}),
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "jempp": ("ebjdat-jempp", {}),
+    "sadajem, SAM": ("ebjdat-sadajem", {}),
+    "jem, gap of means": ("ebjdat-jem", {"reading": "energy", "gap": "mean_absolute"}),
+    "trades": ("trades", {}),
+    "parts of a batch": ("ebjdat-jempp", {"bn_parts": 2}),
 }
-EPOCHS = 2
 
 
-def data() -> Prepared:
-    """Sixty images of ten shades; the labels are the shades."""
-    generator = torch.Generator().manual_seed(0)
-    y = torch.arange(60) % 10
-    x = (0.1 * y[:, None, None, None] + 0.05 * torch.rand(60, 1, 8, 8, generator=generator)).clamp(0, 1)
-    mixture = fit_mixture(x, y)
-    mixture = Mixture(mixture.mean.to(x.dtype), mixture.chol.to(x.dtype), mixture.shape)
-    return Prepared(x, y, x[:21], y[:21], x[:20], y[:20], "digest", mixture, 16)
-
-
-def trainer(case: str, folder: Path | None = None, key: dict[str, Any] | None = None) -> Trainer:
-    """A run of three iterations an epoch."""
-    method, variant, changes = CASES[case]
-    params, subject = params_of_repository(), Subject("digits", method, variant, 0)
-    short = {"epochs": EPOCHS, "batch_size": 20, "px_batch_size": 20}
-    section = method if variant is None else f"{method}.{variant}"
-    values = {f"profiles.digits.training.{section}.{name}": value for name, value in short.items()}
-    values |= {
-        f"profiles.digits.training.shared.{name}": value
-        for name, value in {"buffer_size": 45, "bn_images": 30, "validation_steps": 2}.items()
-    }
-    if variant is not None:
-        values |= {f"variants.{variant}.{name}": 3 for name in ("steps", "attack_steps")}
-    for path, value in (values | changes).items():
-        params = changed(params, path, value)
-    return new_trainer(params, subject, None if folder is None else Checkpoints(folder, key or {}))
-
-
-def new_trainer(params: Params, subject: Subject, checkpoints: Checkpoints | None) -> Trainer:
-    """A trainer on :func:`data`."""
-    profile = params.current
-    return Trainer(
-        recipe(params, subject),
-        profile.training.shared,
-        profile.network,
-        data(),
-        seed=0,
-        device=torch.device("cpu"),
-        checkpoints=checkpoints,
-    )
+def new_trainer(case: str, folder: Path | None = None, key: dict[str, Any] | None = None) -> Trainer:
+    """A run of two epochs of three iterations; the splits do not divide evenly."""
+    model, values = CASES[case]
+    short = {"epochs": 2, "batch_size": 20, "px_batch_size": 20, "buffer_size": 45, "bn_images": 30, "attack_steps": 3}
+    return trainer(tiny_data(validation=21), small(model, **{**short, **values}), folder, key=key or {})
 
 
 def one_iteration(case: str) -> dict[str, Any]:
@@ -85,12 +43,12 @@ def one_iteration(case: str) -> dict[str, Any]:
     """
     torch.set_default_dtype(torch.float64)
     try:
-        run = trainer(case)
+        run = new_trainer(case)
         run.state.model.double()
-        run._loss = parallel.with_averaged_gradients(run.state.model, run.recipe.objective.loss)
+        run._loss = parallel.with_averaged_gradients(run.state.model, run.objective.loss)
         run._iteration(run._batch(run._order("labelled"), run._order("px")))
         state = run.state.snapshot()
-        run._estimate_statistics()
+        renew_statistics(run.state.model, run.setup, run.x, run.y)
         estimated = {name: value.clone() for name, value in run.state.model.state_dict().items() if "running" in name}
         buffer = {} if state["buffer"] is None else {"buffer": state["buffer"]}
         return {"model": state["model"], "sums": state["sums"], "estimated": estimated, **buffer}
@@ -100,7 +58,7 @@ def one_iteration(case: str) -> dict[str, Any]:
 
 def whole_run(run: Trainer, stop_at: int = 0, nan_at: int = 0) -> dict[str, Any]:
     """Train; the last process alone gets SIGTERM or a NaN in its loss after so many iterations."""
-    original, calls, last = run.recipe.objective.loss, [0], parallel.rank() == parallel.world() - 1
+    original, calls, last = run.objective.loss, [0], parallel.rank() == parallel.world() - 1
 
     def loss(model: Any, prepared: Any) -> Any:
         total, terms = original(model, prepared)
@@ -111,7 +69,7 @@ def whole_run(run: Trainer, stop_at: int = 0, nan_at: int = 0) -> dict[str, Any]
             total, terms = total * float("nan"), terms | {"loss": total.detach() * float("nan")}
         return total, terms
 
-    run.recipe.objective.loss = loss  # type: ignore[method-assign]
+    run.objective.loss = loss  # type: ignore[method-assign]
     try:
         outcome = run.run()
     except Interrupted as stop:
@@ -128,11 +86,11 @@ def whole_run(run: Trainer, stop_at: int = 0, nan_at: int = 0) -> dict[str, Any]
 def train(folder: Path) -> dict[str, Any]:
     """Iterations of every case; a whole run, one that is stopped and continued, one with a NaN."""
     found: dict[str, Any] = {case: one_iteration(case) for case in CASES}
-    key = {"devices": parallel.world()}
-    found["never stopped"] = whole_run(trainer("jempp"))
-    found["stopped"] = whole_run(trainer("jempp", folder / "run", key), stop_at=4)
-    found["continued"] = whole_run(trainer("jempp", folder / "run", key))
-    found["diverged"] = whole_run(trainer("jempp"), nan_at=2)
+    key = {"processes": parallel.world()}
+    found["never stopped"] = whole_run(new_trainer("jempp"))
+    found["stopped"] = whole_run(new_trainer("jempp", folder / "run", key), stop_at=4)
+    found["continued"] = whole_run(new_trainer("jempp", folder / "run", key))
+    found["diverged"] = whole_run(new_trainer("jempp"), nan_at=2)
     return found
 
 

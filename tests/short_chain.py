@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
 
-from ebjdat.provenance import ROOT
+from ebjdat.config import read_yaml
+from tests.stage_deps import ROOT
 
 BUDGET: dict[str, Any] = {
     "data.train": 400,
     "data.validation": 60,
     "data.test": 80,
-    "training.shared.buffer_size": 200,
-    "training.shared.bn_images": 200,
+    "training.defaults.epochs": 4,
+    "training.defaults.buffer_size": 200,
+    "training.defaults.bn_images": 200,
     "evaluation.clean.images": 80,
     "evaluation.autoattack": {"images": 6, "slice": 3, "last_images": 3},
     "evaluation.transfer.images": 12,
@@ -26,46 +27,32 @@ BUDGET: dict[str, Any] = {
     "evaluation.eot.images": 8,
     "evaluation.generation.samples": 60,
 }
-EPOCHS = 4
 
 
 def make(folder: Path) -> None:
     """Copy code, pipeline and shortened parameters into ``folder``."""
-    for name in ("ebjdat", "stages"):
+    for name in ("ebjdat", "stages", "params"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "dvc.yaml", folder / "dvc.yaml")
-    raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    profile = raw["profiles"]["digits"]
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, folder / name)
+    profile = read_yaml(ROOT / "params/digits.yaml")
     for key, value in BUDGET.items():
         *path, last = key.split(".")
         node = profile
         for part in path:
             node = node[part]
         node[last] = value
-    for schedule in _schedules(profile["training"]):
-        schedule["epochs"] = EPOCHS
-    (folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
-
-
-def _schedules(node: Any) -> list[dict[str, Any]]:
-    if not isinstance(node, dict):
-        return []
-    return [node] if "epochs" in node else [found for item in node.values() for found in _schedules(item)]
+    YAML(typ="safe").dump(profile, folder / "params/digits.yaml")
 
 
 def commands(folder: Path) -> dict[str, list[str]]:
-    """Commands of all stages by name, in the order of dvc.yaml, in which each finds its inputs."""
-    stages = yaml.safe_load((folder / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    found = {}
-    for name, stage in stages.items():
-        matrix = stage.get("matrix", {})
-        for values in itertools.product(*matrix.values()):
-            command = stage["cmd"]
-            for key, value in zip(matrix, values, strict=True):
-                command = command.replace(f"${{item.{key}}}", str(value))
-            label = f"{name}@{'-'.join(map(str, values))}" if values else name
-            found[label] = [sys.executable, *command.split()[1:]]
-    return found
+    """Commands of all stages by name, each after those that it needs."""
+    from dvc.repo import Repo
+    from networkx import topological_sort
+
+    with Repo(str(folder), uninitialized=True) as repo:
+        ordered = reversed(list(topological_sort(repo.index.graph)))
+        return {stage.addressing.split(":")[-1]: [sys.executable, *stage.cmd.split()[1:]] for stage in ordered}
 
 
 def environment(folder: Path) -> dict[str, str]:

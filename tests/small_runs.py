@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -13,62 +12,51 @@ from typing import Any
 import pytest
 import torch
 
-from ebjdat.config import Network, Params, Shared, load_params
-from ebjdat.data.gaussians import fit_mixture
+from ebjdat.config import Params, Setup
+from ebjdat.data.gaussians import Mixture, fit_mixture
 from ebjdat.data.prepared import Prepared
 from ebjdat.errors import Interrupted
 from ebjdat.model.store import model_digest
-from ebjdat.provenance import ROOT
-from ebjdat.subject import Subject
 from ebjdat.training.loop import Outcome, Trainer
-from ebjdat.training.recipes import recipe
 from ebjdat.training.state import Checkpoints
+from tests.synthetic import changed, params_of_repository, setup_of
 
-PARAMS = load_params(ROOT / "params.yaml")
+PARAMS = params_of_repository()
+SHORT = {
+    "epochs": 3,
+    "batch_size": 15,
+    "px_batch_size": 15,
+    "buffer_size": 40,
+    "bn_images": 20,
+    "validation_steps": 2,
+    "steps": 3,
+    "attack_steps": 2,
+}
+"""Three epochs of four iterations, with short chains and attacks."""
 
 
-def tiny_data() -> Prepared:
+def tiny_data(validation: int = 20) -> Prepared:
     """60 images whose grey level is their class."""
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(60) % 10
     x = (0.1 * y[:, None, None, None] + 0.05 * torch.rand(60, 1, 8, 8, generator=generator)).clamp(0, 1)
-    return Prepared(x, y, x[:20], y[:20], x[:20], y[:20], "digest", fit_mixture(x, y), 16)
+    held = x[:validation], y[:validation], x[:20], y[:20]
+    mixture = fit_mixture(x, y)
+    mixture = Mixture(mixture.mean.to(x.dtype), mixture.chol.to(x.dtype), mixture.shape)
+    return Prepared(x, y, *held, "digest", mixture, 16)
 
 
-def small(params: Params = PARAMS, precision: Any = "float32", **schedule: Any) -> Params:
-    """Three epochs of four iterations, with short chains and attacks."""
-    profile = params.current
-    values = {"epochs": 3, "batch_size": 15, "px_batch_size": 15, **schedule}
-
-    def shorten(value: Any) -> Any:
-        if dataclasses.is_dataclass(value) and hasattr(value, "epochs"):
-            return dataclasses.replace(value, **values)
-        names = [f.name for f in dataclasses.fields(value)]
-        return dataclasses.replace(value, **{n: shorten(getattr(value, n)) for n in names if n != "shared"})
-
-    training = dataclasses.replace(
-        shorten(profile.training),
-        shared=dataclasses.replace(
-            profile.training.shared, buffer_size=40, bn_images=20, validation_steps=2, precision=precision
-        ),
-    )
-    changed = dataclasses.replace(profile, training=training)
-    variants = {
-        name: dataclasses.replace(variant, steps=3, base_steps=3, attack_steps=2)
-        for name, variant in params.variants.items()
-    }
-    return dataclasses.replace(params, variants=variants, profiles={**params.profiles, params.profile: changed})
+def small(model: str = "ebjdat-jempp", params: Params = PARAMS, seed: int = 0, **values: Any) -> Setup:
+    """A short run; ``values`` of its training, recipe or network."""
+    return changed(setup_of(params, model, seed), **{**SHORT, **values})
 
 
-def trainer(data: Prepared, subject: tuple[str, str | None], folder: Path | None, **options: Any) -> Trainer:
-    params = options.pop("params", small())
+def trainer(data: Prepared, setup: Setup | str, folder: Path | None = None, **options: Any) -> Trainer:
+    """A trainer of a setup, or of the short run of a model, with a checkpoint in ``folder`` after every epoch."""
+    setup = small(setup) if isinstance(setup, str) else setup
     key = options.pop("key", {"width": 1})
-    shared: Shared = params.current.training.shared
-    network: Network = params.current.network
     checkpoints = None if folder is None else Checkpoints(folder, key, share=math.inf)
-    chosen = recipe(params, Subject("digits", *subject, 0))
-    device = options.pop("device", torch.device("cpu"))
-    return Trainer(chosen, shared, network, data, seed=0, device=device, checkpoints=checkpoints, **options)
+    return Trainer(setup, data, device=options.pop("device", torch.device("cpu")), checkpoints=checkpoints, **options)
 
 
 def stopped_at(run: Trainer, iterations: int) -> None:
@@ -89,5 +77,45 @@ def stopped_at(run: Trainer, iterations: int) -> None:
 
 
 def fingerprint(outcome: Outcome) -> tuple[Any, ...]:
+    """What two equal runs share to the byte."""
     buffer = None if outcome.buffer is None else outcome.buffer.numpy().tobytes()
     return model_digest(outcome.best), model_digest(outcome.last), buffer, json.dumps(outcome.history)
+
+
+def break_at(run: Trainer, what: str, value: float, when: set[tuple[int, int]], *, retries: int = 0) -> list[int]:
+    """Put ``value`` into ``what`` at iterations (epoch, step) of the first ``retries`` + 1 tries; steps taken."""
+    original, prepare, steps = run.objective.loss, run.objective.prepare, [0]
+
+    def due() -> bool:
+        return (run.state.epoch, run.state.step) in when and run.state.retries <= retries
+
+    def broken_prepare(model: Any, batch: Any, buffer: Any, streams: Any) -> Any:
+        prepared = prepare(model, batch, buffer, streams)
+        if due() and what == "buffer":
+            buffer.images[-1, 0, 0, 0] = value
+        if due() and what == "chain":
+            prepared.x_gen[0, 0, 0, 0] = value
+        return prepared
+
+    def broken_loss(model: Any, prepared: Any) -> Any:
+        total, terms = original(model, prepared)
+        if due() and what == "loss":
+            total = total * value
+            terms = {**terms, "loss": total.detach()}
+        if due() and what == "energy":
+            terms = {**terms, "energy_clean": terms["energy_clean"] * value}
+        if due() and what == "gradient":
+            first = next(model.parameters())
+            total = total + (first * value).sum() - (first * value).sum().detach()
+        return total, terms
+
+    run.objective.prepare, run.objective.loss = broken_prepare, broken_loss  # type: ignore[method-assign]
+    step = run.state.optimiser.step
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        assert not due()
+        steps[0] += 1
+        return step(*arguments, **options)
+
+    run.state.optimiser.step = counted  # type: ignore[method-assign]
+    return steps

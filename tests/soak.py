@@ -5,8 +5,7 @@
 Both runs use a shortened budget in folders of their own. Moments are uniform over the time that the
 undisturbed chain took, so long stages are killed more often; SIGKILL goes to the stage and its workers. Kills
 stop after ``minutes``, but not before there were ``kills`` of them; a quarter more are planned, because a stage
-that resumes may be done before its moment comes. All outputs must be equal to the byte,
-side files of time and host aside, and so must what the report pages show.
+that resumes may be done before its moment comes. All outputs must be equal to the byte.
 """
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ def outputs(folder: Path) -> dict[str, str]:
     found = {}
     for name in ("data", "models", "results"):
         for path in sorted((folder / name).rglob("*")):
-            plain = path.is_file() and not path.name.startswith(".") and not path.name.endswith(".side.json")
+            plain = path.is_file() and not path.name.startswith(".")
             if plain:
                 found[path.relative_to(folder).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
@@ -109,7 +108,7 @@ def main() -> None:
     found = disturbed(root / "disturbed", taken, options.kills, options.minutes, options.seed)
     first, second = outputs(root / "undisturbed"), outputs(root / "disturbed")
     differing = sorted(name for name in {*first, *second} if first.get(name) != second.get(name))
-    leftovers = [path for path in (root / "disturbed" / ".mlflow").rglob("*") if path.name.startswith("step-")]
+    leftovers = [path for path in (root / "disturbed" / ".scratch").rglob("*") if path.name.startswith("step-")]
     print(f"{sum(found.values())} kills in {len(found)} stages; {len(first)} outputs compared")
     for name in differing:
         print(f"differs: {name}")

@@ -12,26 +12,41 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
 
-from ebjdat.provenance import ROOT
+from ebjdat.config import read_yaml
+from tests.stage_deps import ROOT
 
 STUB = """
 import os, pathlib, sys, time
 name, outs = sys.argv[1], sys.argv[2:]
-with open("ran.txt", "a") as log:
-    log.write(name + "\\n")
+def log(what):
+    with open("ran.txt", "a") as file:
+        file.write(f"{what} {name} {time.time()} {os.environ.get('OMP_NUM_THREADS')}\\n")
+log("begin")
 if name == os.environ.get("STUB_STOPS_AT"):
+    print("stub: told to stop", file=sys.stderr)
     sys.exit(1)
+try:
+    time.sleep(float(os.environ.get("STUB_SECONDS", "0")))
+except KeyboardInterrupt:
+    log("checkpoint")
+    sys.exit(130)
 for out in map(pathlib.Path, outs):
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix:
         out.write_text(name)
     else:
         out.mkdir(exist_ok=True)
-        for file in ("manifest.json", "history.jsonl"):
-            (out / file).write_text(name)
+        (out / "manifest.json").write_text(name)
+log("end")
 """
+
+
+def pipeline() -> dict[str, Any]:
+    """The stages of dvc.yaml, templates as they are."""
+    stages: dict[str, Any] = read_yaml(ROOT / "dvc.yaml")["stages"]
+    return stages
 
 
 def outs_of(stage: dict[str, Any]) -> list[str]:
@@ -42,21 +57,24 @@ def outs_of(stage: dict[str, Any]) -> list[str]:
 
 def make(folder: Path, kept: Collection[str]) -> None:
     """A checkout in ``folder`` whose stages ``kept`` of dvc.yaml leave files."""
-    for name in ("ebjdat", "stages"):
+    for name in ("ebjdat", "stages", "params"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "params.yaml", folder / "params.yaml")
-    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
-    left_out = [stage for name, stage in pipeline["stages"].items() if name not in kept]
-    missing = {out for stage in left_out for out in outs_of(stage)}
-    pipeline["stages"] = {name: stage for name, stage in pipeline["stages"].items() if name in kept}
-    for name, stage in pipeline["stages"].items():
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    text = text.replace(
+        "baselines: [pgd_at, trades]\nsources: [undefended]", "baselines: [pgd_at, trades, undefended]\nsources: []"
+    )
+    (folder / "params.yaml").write_text(text, encoding="utf-8")
+    shutil.copy(ROOT / ".dvcignore", folder / ".dvcignore")
+    stages = {name: dict(stage) for name, stage in pipeline().items() if name in kept}
+    missing = {out for name, stage in pipeline().items() if name not in kept for out in outs_of(stage)}
+    missing -= {out for stage in stages.values() for out in outs_of(stage)}
+    for name, stage in stages.items():
         stage["deps"] = [dep for dep in stage["deps"] if not _of_another(dep, missing)]
         item = "-".join(f"${{item.{key}}}" for key in stage.get("matrix", ()))
         label = f"{name}@{item}" if item else name
         stage["cmd"] = " ".join([f'"{sys.executable}" -S stub.py', label, *outs_of(stage)])
-    for section in ("artifacts", "plots", "metrics"):
-        pipeline.pop(section, None)
-    (folder / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
+    with (folder / "dvc.yaml").open("w", encoding="utf-8") as file:
+        YAML(typ="safe").dump({"stages": stages}, file)
     (folder / "stub.py").write_text(STUB)
     dvc(folder, "init", "--no-scm", "--quiet")
     dvc(folder, "config", "core.analytics", "false")
@@ -70,22 +88,39 @@ def _of_another(dep: str, outs: Iterable[str]) -> bool:
 
 def dvc(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run DVC in ``folder``."""
+    return python(folder, "dvc", *arguments, **environment)
+
+
+def python(folder: Path, module: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a module in ``folder``."""
     return subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=folder,
-        env={**os.environ, "DVC_NO_ANALYTICS": "true", **environment},
+        env=environment_of(**environment),
         capture_output=True,
         text=True,
         check=False,
     )
 
 
+def environment_of(**changes: str) -> dict[str, str]:
+    """This process's environment without what belongs to another checkout."""
+    left_out = ("DVC_ROOT", "EBJDAT_SCRATCH", "MLFLOW_TRACKING_URI", "OMP_NUM_THREADS")
+    kept = {name: value for name, value in os.environ.items() if name not in left_out}
+    return kept | {"DVC_NO_ANALYTICS": "true"} | changes
+
+
 def ran(folder: Path) -> list[str]:
     """Stages that ran since the last call."""
-    log = folder / "ran.txt"
-    names = log.read_text().split() if log.is_file() else []
-    log.unlink(missing_ok=True)
+    names = [words[1] for words in events(folder) if words[0] == "begin"]
+    (folder / "ran.txt").unlink(missing_ok=True)
     return names
+
+
+def events(folder: Path) -> list[list[str]]:
+    """What stages did so far: (begin | end | checkpoint, stage, time, OMP_NUM_THREADS)."""
+    log = folder / "ran.txt"
+    return [line.split() for line in log.read_text().splitlines()] if log.is_file() else []
 
 
 def stale(folder: Path) -> set[str]:

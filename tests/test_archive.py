@@ -99,15 +99,12 @@ def test_a_truncated_archive_is_named(tmp_path: Path, mode: str) -> None:
         extract(tmp_path / "half.tar", tmp_path / "out", LIMIT)
 
 
-def test_a_web_page_in_place_of_an_archive_is_called_one(tmp_path: Path) -> None:
+def test_a_missing_archive_is_named_and_a_web_page_in_its_place_is_called_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="none is missing"):
+        extract(tmp_path / "none", tmp_path / "out", LIMIT)
     (tmp_path / "page.tar.gz").write_text("\n<!DOCTYPE html><html>404</html>")
     with pytest.raises(UserError, match="web page"):
         extract(tmp_path / "page.tar.gz", tmp_path / "out", LIMIT)
-
-
-def test_a_missing_archive_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="none is missing"):
-        extract(tmp_path / "none", tmp_path / "out", LIMIT)
 
 
 def test_files_that_exist_are_not_overwritten(tmp_path: Path) -> None:

@@ -42,40 +42,53 @@ def same(model: nn.Module, before: dict[str, Tensor]) -> bool:
 # Deliberately broken attacks
 
 
-def test_an_attack_without_projection_is_caught() -> None:
-    def unprojected(model: SmallNet, x: Tensor, y: Tensor) -> Tensor:
-        for _ in range(10):
-            x = (x + EPS / 4 * input_gradient(model, x, y, loss, Batches()).sign()).clamp(0, 1)
-        return x
+Craft = Callable[[SmallNet, Tensor, Tensor], Tensor]
 
-    with pytest.raises(
-        AuditError, match=r"attack: \d+ of 20 images leave the ball of radius 0.12549 .* worst is 0\.\d+"
-    ):
-        run(unprojected)
+
+def ascent(model: SmallNet, x: Tensor, y: Tensor) -> Tensor:
+    return EPS * input_gradient(model, x, y, loss, Batches()).sign()
+
+
+def unprojected(model: SmallNet, x: Tensor, y: Tensor) -> Tensor:
+    for _ in range(10):
+        x = (x + ascent(model, x, y) / 4).clamp(0, 1)
+    return x
+
+
+def other_scale(model: SmallNet, x: Tensor, y: Tensor) -> Tensor:
+    return (2 * x - 1 + ascent(model, x, y)).clamp(-1, 1)  # never mapped back
+
+
+def wide_clamp(model: SmallNet, x: Tensor, y: Tensor) -> Tensor:
+    return (x + ascent(model, x, y)).clamp(-1, 1)
+
+
+def with_nan(model: SmallNet, x: Tensor, y: Tensor) -> Tensor:
+    x = x.clone()
+    x[3:5, 0, 2, 2] = torch.nan
+    return x
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (unprojected, r"attack: \d+ of 20 images leave the ball of radius 0.12549 .* worst is 0\.\d+"),
+        (other_scale, r"adversarial: \d+ of 20 images leave \[0, 1\]"),
+        (wide_clamp, r"adversarial: \d+ of 20 images leave \[0, 1\], the range is \[-0\.125"),
+        (with_nan, "2 of 20 adversarial images hold NaN"),
+        (lambda model, x, y: x[1:], r"expected images \(20, 1, 8, 8\) .* got \(19, 1, 8, 8\)"),
+    ],
+    ids=["no-projection", "minus-one-to-one", "range-wider-than-the-images", "nan", "lost-images"],
+)
+def test_a_broken_attack_is_caught_with_count_and_worst_case(broken: Craft, words: str) -> None:
+    with pytest.raises(AuditError, match=words):
+        run(broken)
 
 
 def test_images_in_minus_one_to_one_are_caught() -> None:
     x = 2 * held_out(20)[0] - 1
     with pytest.raises(AuditError, match=r"original: 20 of 20 images leave \[0, 1\], the range is \[-1, 1\]"):
         run(lambda model, x, y: x, x=x)
-
-
-def test_an_attack_that_works_in_minus_one_to_one_is_caught() -> None:
-    def other_scale(model: SmallNet, x: Tensor, y: Tensor) -> Tensor:
-        wide = 2 * x - 1
-        gradient = input_gradient(model, x, y, loss, Batches())
-        return (wide + EPS * gradient.sign()).clamp(-1, 1)  # never mapped back
-
-    with pytest.raises(AuditError, match=r"adversarial: \d+ of 20 images leave \[0, 1\]"):
-        run(other_scale)
-
-
-def test_fab_clamped_to_a_range_wider_than_the_images_is_caught() -> None:
-    def wide_clamp(model: SmallNet, x: Tensor, y: Tensor) -> Tensor:
-        return (x + EPS * input_gradient(model, x, y, loss, Batches()).sign()).clamp(-1, 1)
-
-    with pytest.raises(AuditError, match=r"adversarial: \d+ of 20 images leave \[0, 1\], the range is \[-0\.125"):
-        run(wide_clamp)
 
 
 class _Wide(nn.Module):
@@ -179,21 +192,6 @@ def test_an_attack_that_switches_parameter_gradients_on_is_caught() -> None:
         model.head.requires_grad_(True)
 
 
-def test_nan_is_caught_with_its_count() -> None:
-    def broken(model: SmallNet, x: Tensor, y: Tensor) -> Tensor:
-        x = x.clone()
-        x[3:5, 0, 2, 2] = torch.nan
-        return x
-
-    with pytest.raises(AuditError, match="2 of 20 adversarial images hold NaN"):
-        run(broken)
-
-
-def test_an_attack_that_loses_images_is_caught() -> None:
-    with pytest.raises(AuditError, match=r"expected images \(20, 1, 8, 8\) .* got \(19, 1, 8, 8\)"):
-        run(lambda model, x, y: x[1:])
-
-
 # Sound attacks
 
 
@@ -208,16 +206,12 @@ def test_a_sound_attack_passes_with_its_measurements() -> None:
     assert audit.plain()["eps"] == EPS
 
 
-def test_unchanged_images_are_counted_as_unchanged() -> None:
+def test_unchanged_images_are_counted_as_unchanged_and_no_images_are_no_reason_to_fail() -> None:
     x, _ = held_out(20)
     x_adv = x.clone()
     x_adv[4] = (x_adv[4] + 0.01).clamp(0, 1)
     assert check_images("attack", x, x_adv, EPS).changed == 1
-
-
-def test_no_images_are_no_reason_to_fail() -> None:
-    x = held_out(1)[0][:0]
-    assert check_images("attack", x, x, EPS).images == 0
+    assert check_images("attack", x[:0], x[:0], EPS).images == 0
 
 
 def test_the_model_is_in_eval_mode_without_parameter_gradients_inside_and_as_before_outside() -> None:
@@ -242,13 +236,9 @@ def test_predictions_with_batch_statistics_are_caught() -> None:
         check_batch_independence(model.train(), held_out(100)[0], (1, 7, 100))
 
 
-def test_a_weaker_but_working_attack_passes_the_comparison() -> None:
+def test_a_weaker_but_working_attack_and_two_that_find_nothing_pass_the_comparison() -> None:
     right = torch.ones(50, dtype=torch.bool)
     robust, peer = right.clone(), right.clone()
     robust[:5], peer[:20] = False, False
     check_effect("fab-t", robust, "apgd-t", peer, right)
-
-
-def test_two_attacks_that_both_find_nothing_pass_the_comparison() -> None:
-    right = torch.ones(50, dtype=torch.bool)
     check_effect("fab-t", right, "apgd-t", right, right)

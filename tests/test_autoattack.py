@@ -23,15 +23,16 @@ from torch import Tensor, nn
 from ebjdat.attacks import autoattack, slices
 from ebjdat.attacks.autoattack import Job, kind_of, run_job
 from ebjdat.attacks.linf import NoisyModel
-from ebjdat.attacks.slices import load_outcome, run_jobs, save_outcome
+from ebjdat.attacks.outcomes import Outcomes
+from ebjdat.attacks.slices import run_jobs
 from ebjdat.errors import UserError
-from ebjdat.provenance import ROOT
 from tests.small_models import SmallNet, held_out, saved, trained
 
 pyautoattack = pytest.importorskip("pyautoattack")
 
+ROOT = Path(__file__).resolve().parents[1]
 EPS = 24 / 255
-MADE_BY = {"model": "a" * 64, "code": "c" * 16}
+DECIDED_BY = {"weights": "a" * 64, "device": "cpu"}
 
 
 def job(attack: str = "apgd-ce", steps: int = 10, targets: int = 0, first: int = 0, last: int = 16) -> Job:
@@ -119,10 +120,10 @@ def test_the_start_of_the_cascade_is_its_first_two_attacks(short: None) -> None:
     assert start.final.sum() < whole.robust["apgd-ce"].sum()
 
 
-def test_jobs_of_two_checkpoints_each_meet_their_own_model(tmp_path: Path) -> None:
+def test_jobs_of_two_checkpoints_each_meet_their_own_model() -> None:
     jobs = [job(), replace(job(), checkpoint="last")]
     load = {"best": robust_model, "last": trained}
-    found = run_jobs(jobs, load, {task: part(task) for task in jobs}, folder=tmp_path, made_by=MADE_BY)
+    found = run_jobs(jobs, load, {task: part(task) for task in jobs})
     for task in jobs:
         np.testing.assert_array_equal(found[task].final, run_job(load[task.checkpoint](), *part(task), task).final)
     assert found[jobs[0]].final.sum() > found[jobs[1]].final.sum()
@@ -251,16 +252,17 @@ class _Optimising(nn.Module):
         return self.model(x)
 
 
-def test_a_random_model_is_warned_about() -> None:
-    assert "randomised" in kinds(NoisyModel(trained(), 0.2, torch.Generator().manual_seed(0)))
-
-
-def test_zero_gradients_and_probabilities_are_warned_about() -> None:
-    assert {"zero-gradient", "probabilities"} <= kinds(_Saturated())
-
-
-def test_optimisation_at_inference_is_warned_about_for_that_model_only() -> None:
-    assert "optimisation-at-inference" in kinds(_Optimising())
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (lambda: NoisyModel(trained(), 0.2, torch.Generator().manual_seed(0)), {"randomised"}),
+        (_Saturated, {"zero-gradient", "probabilities"}),
+        (_Optimising, {"optimisation-at-inference"}),
+    ],
+    ids=["random", "saturated-probabilities", "optimises-at-inference"],
+)
+def test_a_suspicious_model_is_warned_about_and_no_other(model: Callable[[], nn.Module], expected: set[str]) -> None:
+    assert expected <= kinds(model())
     assert kinds(trained()) == set()
 
 
@@ -301,14 +303,13 @@ JOBS = [
 ]
 
 
-def run(folder: Path, workers: int = 1, jobs: list[Job] = JOBS, **made_by: str) -> dict[Job, autoattack.Outcome]:
+def run(folder: Path, workers: int = 1, jobs: list[Job] = JOBS, **changed: str) -> dict[Job, autoattack.Outcome]:
     images = {task: part(task) for task in jobs}
     weights = folder.with_suffix(".pt")
     torch.save(robust_model().state_dict(), weights)
     load = partial(saved, weights)
-    return run_jobs(
-        jobs, {"best": load, "last": load}, images, folder=folder, made_by=MADE_BY | made_by, workers=workers
-    )
+    done = Outcomes(folder, DECIDED_BY | changed)
+    return run_jobs(jobs, {"best": load, "last": load}, images, done=done, workers=workers)
 
 
 def equal(left: dict[Job, autoattack.Outcome], right: dict[Job, autoattack.Outcome]) -> bool:
@@ -388,51 +389,44 @@ def test_workers_end_with_their_killed_parent_and_their_finished_attacks_are_kep
     assert equal(run(folder, jobs=LONG), run(tmp_path / "whole", jobs=LONG))
 
 
-@pytest.mark.parametrize(
-    ("name", "change"),
-    [
-        ("model", lambda stored: stored["identity"].update(model="b" * 64)),
-        ("data slice", lambda stored: stored["identity"].update({"data slice": "0" * 64})),
-        ("eps", lambda stored: stored["identity"].update(eps="0.5")),
-        ("seed", lambda stored: stored["identity"].update(seed="1")),
-        ("attack", lambda stored: stored["identity"].update(attack="square")),
-        ("code", lambda stored: stored["identity"].pop("code")),
-    ],
-)
-def test_the_state_of_another_evaluation_is_refused_by_name(tmp_path: Path, name: str, change: object) -> None:
+@pytest.mark.parametrize("name", ["weights", "device", "data slice", "eps", "seed", "attack"])
+def test_the_state_of_another_evaluation_is_refused_by_name(tmp_path: Path, name: str) -> None:
     run(tmp_path, jobs=JOBS[1:2])
     (path,) = tmp_path.glob("*.json")
     stored = json.loads(path.read_text())
-    change(stored)  # type: ignore[operator]
+    stored["decided by"][name] = "another"
     path.write_text(json.dumps(stored))
-    with pytest.raises(UserError, match=rf"state of another evaluation \({name}: expected .*delete it and run again"):
+    with pytest.raises(UserError, match=rf"another evaluation \({name}: expected .*, found another\): delete it"):
         run(tmp_path, jobs=JOBS[1:2])
 
 
-def test_another_models_hash_refuses_the_state(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"name": ""}', '{"decided by": {}, "flags": [["right", "12"]]}'])
+def test_a_damaged_outcome_is_refused_in_one_sentence(tmp_path: Path, text: str) -> None:
     run(tmp_path, jobs=JOBS[1:2])
-    with pytest.raises(UserError, match="model: expected f00d, found aaaa"):
-        run(tmp_path, jobs=JOBS[1:2], model="f00d")
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"identity": {}}', '{"identity": {}, "outcome": {"right": "12"}}'])
-def test_a_damaged_state_is_refused_in_one_sentence(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "state.json"
+    (path,) = tmp_path.glob("*.json")
     path.write_text(text)
-    with pytest.raises(UserError, match=r"state\.json"):
-        load_outcome(path, {})
+    with pytest.raises(UserError, match=path.name):
+        run(tmp_path, jobs=JOBS[1:2])
 
 
 def test_the_outcome_survives_the_disk(tmp_path: Path) -> None:
-    outcome = autoattack.Outcome(
-        np.array([True, True, False]),
-        {"square": np.array([True, False, False]), "apgd-ce": np.array([False, False, False])},
-        {"distance": 0.1},
-        {"a warning": 3},
-    )
-    save_outcome(tmp_path / "state.json", {"model": "x"}, outcome)
-    read = load_outcome(tmp_path / "state.json", {"model": "x"})
-    assert read is not None and list(read.robust) == ["square", "apgd-ce"]
-    np.testing.assert_array_equal(read.final, outcome.final)
-    np.testing.assert_array_equal(read.right, outcome.right)
-    assert read.warnings == {"a warning": 3}
+    done = Outcomes(tmp_path)
+    flags = {"square": np.array([True, False, False]), "apgd-ce": np.array([False, False, False])}
+    done.write("attack", flags, {"audit": {"distance": 0.1}, "warnings": {"a warning": 3}}, seed="0")
+    read = done.read("attack", seed="0")
+    assert read is not None and list(read[0]) == ["square", "apgd-ce"], "the order of a cascade"
+    assert all(np.array_equal(read[0][name], found) for name, found in flags.items())
+    assert read[1]["warnings"] == {"a warning": 3}
+    assert done.read("another attack") is None
+
+
+def test_the_progress_shows_the_accuracy_after_the_cascade_and_takes_no_old_work_for_new(
+    tmp_path: Path, short: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = [job("cascade"), job("apgd-ce", 5)]
+    found = run(tmp_path, jobs=jobs)
+    shown = capsys.readouterr().err.splitlines()
+    assert f"robust {found[jobs[0]].final.mean():.4g}" in shown[-1], "not that of the attack that ran last"
+    assert shown[-1].startswith("autoattack: 100 %")
+    run(tmp_path, jobs=jobs)
+    assert capsys.readouterr().err == ""

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ebjdat.config import Variant, load_params
+from ebjdat.config import Variant
 from ebjdat.model.compute import compile_network, compute_dtype, has_native_bfloat16, input_gradients_only
 from ebjdat.model.store import Architecture, model_digest, new_model
 from ebjdat.model.wideresnet import Norm, statistics
-from ebjdat.provenance import ROOT
-from ebjdat.training.objective import EBJDAT, Batch, Prepared
+from ebjdat.training.objective import EBJDAT, Batch, Plain, Prepared
 from ebjdat.training.samplers import chain
+from tests.small_runs import PARAMS
 
 CPU = torch.device("cpu")
 
@@ -26,7 +26,7 @@ def images(n: int = 16, seed: int = 0) -> Tensor:
 
 
 def variant(name: str) -> Variant:
-    return load_params(ROOT / "params.yaml").variants[name]
+    return PARAMS.variants[name]
 
 
 def prepared() -> Prepared:
@@ -67,13 +67,13 @@ def test_chains_in_bfloat16_are_float32_and_repeatable() -> None:
 
 def test_without_normalisation_one_pass_gives_what_four_give() -> None:
     model, sets = new_model(tiny("none"), 0).train(), prepared()
-    found, terms = EBJDAT(variant("jem"), 0.1).loss(model, sets)
+    found, terms = EBJDAT(0.1, variant("jem")).loss(model, sets)
     single = Prepared(Batch(sets.batch.x, sets.batch.y, sets.batch.x_p), sets.x_gen)
     assert float(terms["loss_px"]) == pytest.approx(
         float((model.energy(images(seed=2)).mean() - model.energy(images(seed=3)).mean()).detach()), abs=1e-5
     )
     assert "energy_adversarial" in terms
-    assert "energy_adversarial" not in EBJDAT(variant("jem"), 0.1, adversarial=False).loss(model, single)[1]
+    assert "energy_adversarial" not in Plain(0.1, variant("jem")).loss(model, single)[1]
     found.backward()
     assert all(p.grad is not None for p in model.parameters())
 

@@ -21,6 +21,10 @@ from ebjdat.errors import UserError
 SETTINGS = Data(dataset="digits", folder=None, split_seed=0, train=300, validation=60, test=90)
 
 
+def changed(**values: object) -> Data:
+    return SETTINGS.model_copy(update=values)
+
+
 @lru_cache(maxsize=1)
 def real_digits() -> Source:
     return digits.load_digits()
@@ -56,7 +60,7 @@ def test_changed_digits_are_refused_with_both_hashes(monkeypatch: pytest.MonkeyP
 
 def test_the_splits_are_disjoint_and_cover_all_images() -> None:
     source = real_digits()
-    settings = dataclasses.replace(SETTINGS, train=1200, validation=200, test=397)
+    settings = changed(train=1200, validation=200, test=397)
     parts = split(source, settings)
     together = np.concatenate([parts[f"x_{name}"] for name in ("train", "val", "test")])
     assert len(together) == 1797
@@ -69,26 +73,26 @@ def test_the_splits_are_disjoint_and_cover_all_images() -> None:
 
 def test_the_split_seed_alone_decides_the_split() -> None:
     first, again = split(real_digits(), SETTINGS), split(real_digits(), SETTINGS)
-    other = split(real_digits(), dataclasses.replace(SETTINGS, split_seed=1))
+    other = split(real_digits(), changed(split_seed=1))
     assert all(np.array_equal(first[name], again[name]) for name in first)
     assert not np.array_equal(first["x_test"], other["x_test"])
 
 
 def test_the_test_order_of_digits_depends_on_no_other_count() -> None:
-    few = split(real_digits(), dataclasses.replace(SETTINGS, train=10, validation=10))
+    few = split(real_digits(), changed(train=10, validation=10))
     assert np.array_equal(few["x_test"], split(real_digits(), SETTINGS)["x_test"])
-    more = split(real_digits(), dataclasses.replace(SETTINGS, test=200))
+    more = split(real_digits(), changed(test=200))
     assert np.array_equal(more["x_test"][:90], few["x_test"])
 
 
 def test_an_official_test_set_stays_apart_from_training_and_is_reordered_once() -> None:
-    settings = dataclasses.replace(SETTINGS, dataset="cifar10", train=40, validation=15, test=20)
+    settings = changed(dataset="cifar10", train=40, validation=15, test=20)
     parts = split(numbered(), settings)
     train, validation = set(numbers(parts["x_train"])), set(numbers(parts["x_val"]))
     assert len(train) == 40 and len(validation) == 15 and not train & validation
     assert max(train | validation) < 60
     assert sorted(numbers(parts["x_test"])) == list(range(100, 120))
-    fewer = split(numbered(), dataclasses.replace(settings, test=5, train=30))
+    fewer = split(numbered(), settings.model_copy(update={"test": 5, "train": 30}))
     assert numbers(fewer["x_test"]) == numbers(parts["x_test"])[:5]
     assert all(parts["y_train"] == parts["x_train"][:, 0, 0, 0] % 10)
 
@@ -111,7 +115,7 @@ def test_wrong_labels_shapes_and_ranges_are_refused_before_anything_is_written(
     tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
     source = dataclasses.replace(numbered(), **change)  # type: ignore[arg-type]
-    settings = dataclasses.replace(SETTINGS, train=40, validation=15, test=20)
+    settings = changed(train=40, validation=15, test=20)
     with pytest.raises(UserError, match=message):
         save_prepared(tmp_path / "data", source, settings)
     assert not (tmp_path / "data").exists()
@@ -119,7 +123,7 @@ def test_wrong_labels_shapes_and_ranges_are_refused_before_anything_is_written(
 
 def test_more_images_than_there_are_is_refused() -> None:
     with pytest.raises(UserError, match="ask for 2390 images, only 1797 exist"):
-        split(real_digits(), dataclasses.replace(SETTINGS, train=2240))
+        split(real_digits(), changed(train=2240))
 
 
 def test_prepared_images_come_back_as_floats_in_the_unit_range(tmp_path: Path) -> None:
@@ -161,7 +165,7 @@ def test_the_digest_covers_every_image_label_and_split() -> None:
 
 def test_missing_damaged_and_swapped_files_are_named(tmp_path: Path) -> None:
     save_prepared(tmp_path / "a", real_digits(), SETTINGS)
-    save_prepared(tmp_path / "b", real_digits(), dataclasses.replace(SETTINGS, split_seed=1))
+    save_prepared(tmp_path / "b", real_digits(), changed(split_seed=1))
     with pytest.raises(UserError, match=r"manifest\.json is missing"):
         load_prepared(tmp_path / "none")
     arrays = tmp_path / "a" / "arrays.npz"

@@ -6,7 +6,6 @@ import importlib
 import json
 import os
 import re
-import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from torch import Tensor, nn
 
 from ebjdat import files
@@ -27,15 +25,19 @@ from ebjdat.attacks.audit import Audit
 from ebjdat.attacks.autoattack import CASCADE, Outcome
 from ebjdat.attacks.batches import Batches, correct
 from ebjdat.attacks.linf import PGD
+from ebjdat.attacks.outcomes import NOTHING, Outcomes
+from ebjdat.data.prepared import load_prepared
 from ebjdat.errors import AuditError, UserError
 from ebjdat.evaluation import cases, clean, distributions, eot, robustness, selftest, sweep, transfer
 from ebjdat.evaluation.cases import attack_case, make_cases, noisy
-from ebjdat.evaluation.outcomes import NOTHING
 from ebjdat.evaluation.outliers import outliers
-from ebjdat.evaluation.statistics import Result, paired
+from ebjdat.model import description
+from ebjdat.model.store import Architecture, new_model, save_model
 from ebjdat.protocols import PROTOCOLS, AutoAttackCell, EotCell, Table1
-from ebjdat.provenance import ROOT
-from tests.small_models import digits, held_out, saved, trained
+from ebjdat.statistics import Result, paired
+from tests import tiny
+from tests.small_models import held_out, saved, trained
+from tests.synthetic import setup_of
 
 RADIUS = 24 / 255
 N = 30
@@ -69,6 +71,11 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
+def asked(images: tuple[Tensor, Tensor], radius: float = RADIUS, noise: float = 0.0) -> dict[str, Any]:
+    """Both protocols on images, as arguments of every evaluation."""
+    return {"cases": make_cases(*images, radius, noise), "batches": Batches()}
+
+
 def accuracy(result: Result, name: str) -> float:
     return result.rates[name].accuracy
 
@@ -79,7 +86,6 @@ def names_are_sound(result: Result) -> bool:
         all(NAME.fullmatch(name) for name in (*result.rates, *result.values))
         and all(rate.n == result.n for rate in result.rates.values())
         and all(np.isfinite(value) for value in result.values.values())
-        and bool(result.arrays)
     )
 
 
@@ -87,8 +93,8 @@ def names_are_sound(result: Result) -> bool:
 
 
 def test_both_protocols_share_images_unless_the_variant_has_input_noise(images: tuple[Tensor, Tensor]) -> None:
-    for variant, shared in (("sadajem", True), (None, True), ("jem", False), ("jempp", False)):
-        standard, released = make_cases(*images, RADIUS, variant)
+    for noise, shared in ((0.0, True), (0.03, False)):
+        standard, released = make_cases(*images, RADIUS, noise)
         assert torch.equal(standard.x, images[0])
         assert torch.equal(released.x, images[0]) is shared
         assert (standard.radius, released.radius) == (RADIUS, RADIUS / 2)
@@ -104,35 +110,27 @@ def test_input_noise_is_one_fixed_draw_clipped_to_the_range(images: tuple[Tensor
     assert float((drawn - x)[inside].std()) == pytest.approx(0.015, rel=0.15)
 
 
-def test_misclassified_images_are_not_attacked_but_counted(images: tuple[Tensor, Tensor]) -> None:
+def test_misclassified_images_are_not_attacked_but_counted(
+    images: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     x, y = images
     y = y.clone()
     y[:5] = (y[:5] + 1) % 10
     seen: list[int] = []
-
-    def craft(wanted: Tensor, labels: Tensor, start: Tensor) -> Tensor:
-        seen.append(len(wanted))
-        return wanted
-
-    attacked = attack_case("attack", trained(), x, y, RADIUS, craft)
+    monkeypatch.setattr(PGD, "__call__", lambda self, model, x, *_: seen.append(len(x)) or x)
+    attack, generator = PGD(eps=RADIUS, step=RADIUS, steps=1), torch.Generator()
+    attacked = attack_case("attack", trained(), x, y, attack, generator)
     assert seen == [int(attacked.robust.sum())] and not attacked.robust[:5].any()
     assert len(attacked.robust) == N and attacked.audit.changed == 0
-
-
-def test_a_model_that_is_never_right_needs_no_attack(images: tuple[Tensor, Tensor]) -> None:
-    x, _ = images
-    predicted = trained()(x).argmax(1)
-
-    def never(*_: Tensor) -> Tensor:
-        raise AssertionError("nothing to attack")
-
-    assert not attack_case("attack", trained(), x, (predicted + 1) % 10, RADIUS, never).robust.any()
+    wrong = (trained()(x).argmax(1) + 1) % 10
+    assert not attack_case("attack", trained(), x, wrong, attack, generator).robust.any()
+    assert len(seen) == 1, "a model that is never right needs no attack"
 
 
 def test_a_broken_attack_fails_the_evaluation(images: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PGD, "__call__", lambda self, model, x, y, generator, start=None: (x + 0.5).clamp(0, 1))
     with pytest.raises(AuditError, match=r"standard/pgd-20: \d+ of 30 images leave the ball"):
-        clean.evaluate({"best": trained(), "last": trained()}, *images, nominal=RADIUS, variant=None)
+        clean.evaluate({"best": trained(), "last": trained()}, **asked(images))
 
 
 # Clean
@@ -140,7 +138,7 @@ def test_a_broken_attack_fails_the_evaluation(images: tuple[Tensor, Tensor], mon
 
 def evaluate_clean(images: tuple[Tensor, Tensor], **options: Any) -> Result:
     models = {"best": trained(adversarial=True), "last": trained()}
-    return clean.evaluate(models, *images, nominal=RADIUS, **{"variant": "jempp", **options})
+    return clean.evaluate(models, **asked(images, noise=0.03), **options)
 
 
 def test_clean_reports_both_checkpoints_under_both_protocols(images: tuple[Tensor, Tensor]) -> None:
@@ -216,6 +214,15 @@ def test_the_training_adversary_is_audited_against_its_own_bound(images: tuple[T
         evaluate_clean(images, adversary=clean.Adversary(craft, 0.1))
 
 
+def test_gradients_that_a_large_scale_of_the_logits_rounds_to_zero_are_counted(images: tuple[Tensor, Tensor]) -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 1e4 * trained()(x)
+
+    assert evaluate_clean(images).values["gradient/zero-share"] == 0.0
+    assert clean._zero_gradients(Scaled(), *images, Batches()) > 0.5
+
+
 def test_outliers_are_images_of_the_same_shape_and_not_the_data(images: tuple[Tensor, Tensor]) -> None:
     for colour in (images[0], images[0].repeat(1, 3, 4, 4)):
         sets = outliers(colour, 0)
@@ -230,24 +237,16 @@ def test_outliers_are_images_of_the_same_shape_and_not_the_data(images: tuple[Te
 # Distributions
 
 
-def test_overlap_is_one_for_equal_and_zero_for_apart_distributions() -> None:
-    values = np.random.default_rng(0).normal(size=2000)
-    assert distributions.overlap(values, values) == pytest.approx(1.0)
-    assert distributions.overlap(values, values + 50) == 0.0
-
-
-def test_overlap_of_two_shifted_gaussians_is_near_its_known_value() -> None:
+def test_overlap_is_one_for_equal_zero_for_apart_and_known_for_shifted_gaussians() -> None:
     random = np.random.default_rng(0)
     first, second = random.normal(size=20000), random.normal(size=20000) + 1.0
+    assert distributions.overlap(first, first) == pytest.approx(1.0)
+    assert distributions.overlap(first, first + 50) == 0.0
     assert distributions.overlap(first, second) == pytest.approx(0.6171, abs=0.02)
     assert distributions.gap(second, first) == pytest.approx(1.0, abs=0.03)
     assert distributions.gap(first, second) == pytest.approx(-1.0, abs=0.03)
-
-
-def test_one_extreme_value_does_not_swallow_the_histogram() -> None:
-    values = np.random.default_rng(0).normal(size=1000)
-    extreme = np.append(values, 1e9)
-    assert distributions.overlap(extreme, values + 50) < 0.05
+    extreme = np.append(first, 1e9)
+    assert distributions.overlap(extreme, first + 50) < 0.05, "one extreme value does not swallow the histogram"
 
 
 def test_auroc_counts_pairs_and_ties() -> None:
@@ -265,21 +264,17 @@ def test_calibration_error_of_a_hand_made_case() -> None:
     table = distributions.reliability(confidence, right)
     assert table["count"].sum() == 6
     assert distributions.expected_calibration_error(table) == pytest.approx((4 * 0.2 + 2 * 0.05) / 6)
-
-
-def test_full_confidence_falls_into_the_last_bin() -> None:
-    assert distributions.reliability(np.array([1.0]), np.array([True]))["count"][-1] == 1
+    assert distributions.reliability(np.array([1.0]), np.array([True]))["count"][-1] == 1, "full confidence has a bin"
 
 
 # AutoAttack
 
 
-def evaluate_robustness(images: tuple[Tensor, Tensor], folder: Path, **options: Any) -> Result:
+def evaluate_robustness(images: tuple[Tensor, Tensor], folder: Path, radius: float = RADIUS, **options: Any) -> Result:
     weights = folder / "weights.pt"
     torch.save(trained(adversarial=True).state_dict(), weights)
-    settings: dict[str, Any] = {"nominal": RADIUS, "variant": None, "slice_size": 20, "made_by": {"model": "m"}}
     load = {"best": partial(saved, weights)} | options.pop("load", {})
-    return robustness.evaluate(load, *images, folder=folder / "states", **(settings | options))
+    return robustness.evaluate(load, make_cases(*images, radius), slice_size=20, **options)
 
 
 def test_table_1_has_every_attack_alone_and_their_union(
@@ -301,11 +296,11 @@ def test_table_1_has_every_attack_alone_and_their_union(
 
 
 def test_apgd_ce_alone_is_read_from_the_cascade_only_where_both_run_the_same(images: tuple[Tensor, Tensor]) -> None:
-    standard, released = (robustness.plan(case, 20) for case in make_cases(*images, RADIUS, None))
+    standard, released = (robustness.plan(case, 20) for case in make_cases(*images, RADIUS))
     assert list(standard) == ["cascade", "apgd-dlr", "apgd-t", "fab-t", "square"]
     assert list(released) == ["apgd-ce", "apgd-dlr", "fab-t", "square"]
     assert [(task.first, task.last) for task in standard["cascade"]] == [(0, 20), (20, 30)]
-    last = robustness.plan(make_cases(*images, RADIUS, None)[0], 20, 21)["last"]
+    last = robustness.plan(make_cases(*images, RADIUS)[0], 20, 21)["last"]
     assert [(task.first, task.attack, task.checkpoint) for task in last] == [
         (0, "cascade-start", "last"),
         (20, "cascade-start", "last"),
@@ -370,17 +365,39 @@ def test_a_fab_that_finds_almost_nothing_fails_the_stage(
     fab = pytest.importorskip("pyautoattack.fab_base")
     monkeypatch.setattr(fab.FABAttack, "attack_single_run", lambda self, x, y, **_: x)
     with pytest.raises(AuditError, match=r"standard/fab-t: breaks 0 of .* apgd-t breaks"):
-        evaluate_robustness(images, tmp_path, nominal=3 * RADIUS)
+        evaluate_robustness(images, tmp_path, radius=3 * RADIUS)
 
 
 # Transfer
 
 
-def test_table_2_has_every_attack_and_its_worst_case_per_image(short: None, images: tuple[Tensor, Tensor]) -> None:
-    surrogates = {"pgd_at": trained(adversarial=True), "undefended": trained()}
-    result = transfer.evaluate(
-        "ebjdat-jem", trained(adversarial=True), surrogates, *images, nominal=RADIUS, variant="jem"
-    )
+def crafting(radius: float = RADIUS, *noises: float) -> dict[str, Any]:
+    return {"nominal": radius, "trained_with": noises, "batches": Batches()}
+
+
+def evaluate_transfer(
+    images: tuple[Tensor, Tensor],
+    folder: Path,
+    surrogates: dict[str, nn.Module],
+    name: str,
+    radius: float = RADIUS,
+    noise: float = 0.0,
+) -> Result:
+    """Craft on the surrogates, try on an adversarially trained model, or on the surrogate of its own name."""
+    options = crafting(radius, 0.03)
+    crafted = {}
+    for surrogate, model in surrogates.items():
+        transfer.craft(folder / surrogate, surrogate, model, "sha", *images, **options)
+        crafted[surrogate] = transfer.load_crafted(folder / surrogate, folder / "none.pt", *images, radius)
+    model = surrogates.get(name, trained(adversarial=True))
+    return transfer.evaluate(name, model, crafted, **asked(images, radius, noise))
+
+
+def test_table_2_has_every_attack_and_its_worst_case_per_image(
+    short: None, images: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    surrogates: dict[str, nn.Module] = {"pgd_at": trained(adversarial=True), "undefended": trained()}
+    result = evaluate_transfer(images, tmp_path, surrogates, "ebjdat-jem", noise=0.03)
     assert names_are_sound(result)
     attacks = ("pgd", "mi-fgsm", "vmi-fgsm/neighbours-2", "vni-fgsm/neighbours-10")
     assert {f"standard/transfer/{s}/{a}" for s in surrogates for a in attacks} <= set(result.rates)
@@ -396,27 +413,91 @@ def test_table_2_has_every_attack_and_its_worst_case_per_image(short: None, imag
 
 
 def test_the_model_itself_as_surrogate_is_white_box_and_outside_the_worst_case(
-    short: None, images: tuple[Tensor, Tensor]
+    short: None, images: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
-    surrogates = {"pgd_at": trained(), "undefended": trained(adversarial=True)}
-    result = transfer.evaluate("pgd_at", trained(), surrogates, *images, nominal=2 * RADIUS, variant=None)
+    surrogates: dict[str, nn.Module] = {"pgd_at": trained(), "undefended": trained(adversarial=True)}
+    result = evaluate_transfer(images, tmp_path, surrogates, "pgd_at", 2 * RADIUS)
     assert result.settings["white-box"] == ["pgd_at"]
     assert accuracy(result, "standard/transfer/pgd_at/pgd") < accuracy(result, "standard/transfer/worst")
-    parts = [
-        rate.per_image() for name, rate in result.rates.items() if name.startswith("standard/transfer/undefended/")
-    ]
-    np.testing.assert_array_equal(result.rates["standard/transfer/worst"].per_image(), np.logical_and.reduce(parts))
     on_itself = result.values["standard/transfer/pgd_at/pgd/on-surrogate"]
     assert on_itself == pytest.approx(accuracy(result, "standard/transfer/pgd_at/pgd"))
     own = result.rates["standard/transfer/pgd_at/worst"], result.rates["standard/transfer/undefended/worst"]
     assert own[1] == result.rates["standard/transfer/worst"] and own[0].correct < own[1].correct
 
 
+def test_images_are_crafted_per_protocol_noise_and_attack_and_lie_around_the_noisy_images(
+    short: None, images: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    folder = tmp_path / "crafted" / "0" / "pgd_at"
+    manifest = transfer.craft(folder, "pgd_at", trained(), "sha", *images, **crafting(RADIUS, 0.0, 0.03))
+    files_of = {path.stem for path in folder.glob("*.npz")}
+    assert files_of == set(manifest["found"])
+    assert {"standard-noise-0-pgd", "released-noise-0.015-vni-fgsm-neighbours-2"} <= files_of
+    assert not any(name.startswith("standard-noise-0.015") for name in files_of)
+    crafted = transfer.load_crafted(folder, tmp_path / "none.pt", *images, RADIUS)
+    for case in make_cases(*images, RADIUS, 0.03):
+        x_adv, accuracy = crafted.read(case, "pgd")
+        assert float((x_adv - case.x).abs().max()) <= case.radius + 1e-6
+        assert accuracy == float(correct(trained(), x_adv, case.y).float().mean())
+    with pytest.raises(UserError, match=r"no recipe had this input noise.*stages\.craft --model pgd_at --seed 0"):
+        crafted.read(make_cases(*images, RADIUS, 0.06)[1], "pgd")
+    (folder / "standard-noise-0-pgd.npz").write_bytes(b"half")
+    with pytest.raises(UserError, match="missing or damaged"):
+        crafted.read(make_cases(*images, RADIUS)[0], "pgd")
+
+
+def test_images_crafted_for_something_else_are_refused_by_name(
+    short: None, images: tuple[Tensor, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, weights = tmp_path / "0" / "pgd_at", tmp_path / "best.pt"
+    weights.write_bytes(b"weights")
+    with pytest.raises(UserError, match=r"is missing: run `python -m stages\.craft --model pgd_at --seed 0`"):
+        transfer.load_crafted(folder, weights, *images, RADIUS)
+    transfer.craft(folder, "pgd_at", trained(), files.file_hash(weights), *images, **crafting())
+    assert transfer.load_crafted(folder, weights, *images, RADIUS).manifest["model"] == "pgd_at"
+    with pytest.raises(UserError, match="crafted for other images, radius"):
+        transfer.load_crafted(folder, weights, images[0].flip(0), images[1], 0.1)
+    weights.write_bytes(b"other weights")
+    with pytest.raises(UserError, match="crafted for other weights"):
+        transfer.load_crafted(folder, weights, *images, RADIUS)
+    weights.unlink()
+    standard = PROTOCOLS["standard"]
+    monkeypatch.setitem(PROTOCOLS, "standard", replace(standard, transfer=replace(standard.transfer, steps=3)))
+    with pytest.raises(UserError, match="crafted for other protocols"):
+        transfer.load_crafted(folder, weights, *images, RADIUS)
+
+
+def test_a_killed_craft_goes_on_with_the_attacks_that_are_left(
+    short: None, images: tuple[Tensor, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = crafting()
+    whole = transfer.craft(tmp_path / "whole", "pgd_at", trained(), "sha", *images, **options)
+    ran: list[Path] = []
+    original = transfer._craft
+
+    def killed(path: Path, *rest: Any) -> Any:
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        ran.append(path)
+        return original(path, *rest)
+
+    monkeypatch.setattr(transfer, "_craft", killed)
+    done = Outcomes(tmp_path / "outcomes")
+    with pytest.raises(KeyboardInterrupt):
+        transfer.craft(tmp_path / "resumed", "pgd_at", trained(), "sha", *images, **options, done=done)
+    first = list(ran)
+    monkeypatch.setattr(transfer, "_craft", lambda path, *rest: ran.append(path) or original(path, *rest))
+    assert transfer.craft(tmp_path / "resumed", "pgd_at", trained(), "sha", *images, **options, done=done) == whole
+    assert len(ran) == len(set(ran)) == len(whole["found"]) and ran[:3] == first
+    for path in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "resumed" / path.name).read_bytes() == path.read_bytes()
+
+
 # Sweep and EOT
 
 
 def test_table_3_sweeps_radius_and_iterations(images: tuple[Tensor, Tensor]) -> None:
-    result = sweep.evaluate(trained(adversarial=True), *images, nominal=RADIUS, variant=None)
+    result = sweep.evaluate(trained(adversarial=True), **asked(images))
     assert names_are_sound(result)
     radii = [f"radius-{multiple}" for multiple in ("0.5", "1", "2", "4")]
     assert {f"standard/apgd-ce/{radius}/steps-{steps}" for radius in radii for steps in (20, 100)} <= set(result.rates)
@@ -440,8 +521,8 @@ def test_protocols_share_a_cell_where_images_radius_and_steps_are_equal(
         return original(model, cells, *rest)
 
     monkeypatch.setattr(sweep, "_walk", counting)
-    result = sweep.evaluate(trained(adversarial=True), *images, nominal=RADIUS, variant="sadajem")
-    assert len(walked) == len(set(walked)) < sum(len(sweep.cells_of(c)) for c in make_cases(*images, RADIUS, None))
+    result = sweep.evaluate(trained(adversarial=True), **asked(images))
+    assert len(walked) == len(set(walked)) < sum(len(sweep.cells_of(c)) for c in make_cases(*images, RADIUS))
     standard, released = (
         result.rates[name] for name in ("standard/apgd-ce/radius-0.5/steps-20", "released/apgd-ce/radius-1/steps-20")
     )
@@ -450,16 +531,18 @@ def test_protocols_share_a_cell_where_images_radius_and_steps_are_equal(
 
 def test_a_cell_does_not_depend_on_the_cells_it_walks_with(images: tuple[Tensor, Tensor]) -> None:
     model = trained(adversarial=True)
-    (case, _) = make_cases(*images, RADIUS, None)
+    (case, _) = make_cases(*images, RADIUS)
     cell = sweep.Cell(0.0, RADIUS, 10)
     others = [sweep.Cell(0.0, 0.02, 10), cell, sweep.Cell(0.0, 0.4, 10)]
-    alone, _ = sweep._attack_cells(model, [cell], {0.0: case}, Batches(), NOTHING)
-    together, _ = sweep._attack_cells(model, others, {0.0: case}, Batches(), NOTHING)
-    assert torch.equal(alone[cell], together[cell])
+    (alone, _), (together, _) = (
+        sweep._attack_cells(model, {str(one): one for one in cells}, [case], Batches(), NOTHING, "sweep")
+        for cells in ([cell], others)
+    )
+    np.testing.assert_array_equal(alone[cell], together[cell])
 
 
 def test_eot_is_reported_plain_and_with_noise_inside(short: None, images: tuple[Tensor, Tensor]) -> None:
-    result = eot.evaluate(trained(adversarial=True), *images, nominal=RADIUS, variant=None)
+    result = eot.evaluate(trained(adversarial=True), **asked(images))
     assert names_are_sound(result)
     for name in (
         "standard/eot-pgd/plain/samples-2",
@@ -474,8 +557,8 @@ def test_eot_is_reported_plain_and_with_noise_inside(short: None, images: tuple[
 
 def test_eot_on_the_plain_model_is_pgd_of_the_same_steps(images: tuple[Tensor, Tensor]) -> None:
     model = trained(adversarial=True)
-    (case, _) = make_cases(*images, RADIUS, None)
-    flags, _ = eot._radii(model, case, EotCell(noise="plain", samples=2), Batches())
+    (case, _) = make_cases(*images, RADIUS)
+    flags, _ = eot._radii(model, case, EotCell(noise="plain", samples=2), Batches(), lambda: None)
     attack = PGD(eps=RADIUS, step=RADIUS / 8, steps=20, random_start=True)
     start = attack.start(case.x, cases.stream(0, "eot"))
     x_adv = attack(model, case.x, case.y, torch.Generator(), start)
@@ -496,7 +579,7 @@ def test_the_harness_finds_exactly_the_adversarial_examples_that_exist(eps: floa
     x = held_out(200)[0]
     model = selftest.Plane(x.mean(0), torch.Generator().manual_seed(0))
     y = model(x).argmax(1)
-    result = sweep.evaluate(model, x, y, nominal=eps, variant=None)
+    result = sweep.evaluate(model, **asked((x, y), eps))
     robust = ~model.breakable(x, eps).numpy()
     for name in ("standard/pgd-1", "standard/apgd-ce/radius-1/steps-20", "standard/apgd-ce/radius-1/steps-100"):
         np.testing.assert_array_equal(result.rates[name].per_image(), robust)
@@ -504,25 +587,19 @@ def test_the_harness_finds_exactly_the_adversarial_examples_that_exist(eps: floa
     assert result.values["self-test/planted"] == 1.0
 
 
-def test_the_self_test_notices_a_harness_that_finds_nothing(
+def test_the_self_test_breaks_an_undefended_network_and_notices_a_harness_that_finds_nothing(
     images: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert selftest.undefended(trained(), *images, RADIUS, 0, Batches()) <= 0.02
+    assert selftest.planted(images[0], 1e-9, 0, Batches()) is None, "no planted example means no number"
     monkeypatch.setattr(APGD, "__call__", lambda self, model, x, y, generator, start=None: x)
     assert selftest.planted(images[0], RADIUS, 0, Batches()) == 0.0
     assert selftest.undefended(trained(), *images, RADIUS, 0, Batches()) > 0.8
 
 
-def test_the_self_test_breaks_an_undefended_network(images: tuple[Tensor, Tensor]) -> None:
-    assert selftest.undefended(trained(), *images, RADIUS, 0, Batches()) <= 0.02
-
-
-def test_no_planted_example_means_no_number(images: tuple[Tensor, Tensor]) -> None:
-    assert selftest.planted(images[0], 1e-9, 0, Batches()) is None
-
-
 def test_flags_of_two_models_can_be_compared_image_by_image(images: tuple[Tensor, Tensor]) -> None:
     robust, plain = (
-        sweep.evaluate(model, *images, nominal=RADIUS, variant=None).rates["standard/apgd-ce/radius-1/steps-100"]
+        sweep.evaluate(model, **asked(images)).rates["standard/apgd-ce/radius-1/steps-100"]
         for model in (trained(adversarial=True), trained())
     )
     comparison = paired(robust, plain)
@@ -536,74 +613,78 @@ def test_flags_of_two_models_can_be_compared_image_by_image(images: tuple[Tensor
 @pytest.fixture
 def workspace(short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with small data, untrained models and parameters, as the pipeline would leave it."""
-    from ebjdat.config import load_params
-    from ebjdat.data.prepared import save_prepared
-    from ebjdat.data.source import Source
-    from ebjdat.model.store import Architecture, new_model, save_model
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    plain = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    plain |= {"profile": "digits", "variant": "jempp", "method": "ebjdat", "device": "cpu"}
-    digits_profile = plain["profiles"]["digits"]
-    digits_profile["data"] |= {"train": 200, "validation": 20, "test": 24}
-    for stage in ("clean", "autoattack", "transfer", "sweep", "eot"):
-        digits_profile["evaluation"][stage]["images"] = 20
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(plain), encoding="utf-8")
-    images, labels = digits()
-    levels, classes = (images * 16).round().to(torch.uint8).numpy(), labels.to(torch.uint8).numpy()
-    source = Source("digits", levels, classes, test_images=None, test_labels=None, levels=16)
-    save_prepared(tmp_path / "data" / "digits", source, load_params().current.data)
+    params = tiny.write_params(tmp_path, device="cpu")
+    tiny.prepare(params)
     architecture = Architecture(depth=10, width=1, channels=1, classes=10, norm="batch")
-    for name in ("ebjdat-jempp", "pgd_at", "undefended", "surrogates/ebjdat-jempp", "surrogates/ebjdat-sadajem"):
+    for name in ("ebjdat-jempp", "pgd_at", "undefended"):
+        setup = setup_of(params, name)
+        described = description.describe(setup, load_prepared(setup.run.data_dir))
+        files.write_json(setup.run.model_dir / description.NAME, described.plain())
         for checkpoint in ("best", "last"):
-            save_model(
-                tmp_path / "models" / "digits" / name / f"{checkpoint}.pt", new_model(architecture, 0), architecture
-            )
-    np.savez(tmp_path / "models" / "digits" / "ebjdat-jempp" / "buffer.npz", images=images[:20].numpy())
+            path = tmp_path / "models" / "digits" / name / "0" / f"{checkpoint}.pt"
+            save_model(path, new_model(architecture, 0), architecture)
+    np.savez(tmp_path / "models" / "digits" / "ebjdat-jempp" / "0" / "buffer.npz", images=held_out(20)[0].numpy())
     return tmp_path
 
 
+def run_stage(monkeypatch: pytest.MonkeyPatch, stage: str, *arguments: str) -> None:
+    """``python -m stages.<stage>``, in this process."""
+    module = importlib.import_module(f"stages.{stage}")
+    monkeypatch.setattr(sys, "argv", [stage, *arguments])
+    if stage == "autoattack":
+        monkeypatch.setattr("ebjdat.device.evaluators", lambda device, devices: 1)
+    module.main()
+
+
 @pytest.mark.parametrize("stage", ["clean", "autoattack", "transfer", "sweep", "eot"])
-def test_a_stage_writes_its_record_side_file_and_arrays_and_again_the_same(
+def test_a_stage_writes_its_record_and_again_the_same(
     workspace: Path, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = importlib.import_module(f"stages.{stage}")
-    monkeypatch.setattr(sys, "argv", [stage])
-    if stage == "autoattack":
-        monkeypatch.setattr(module, "evaluators", lambda device, devices: 1)
-    folder = workspace / "results" / "digits" / "ebjdat-jempp"
-    module.main()
-    first = (folder / f"{stage}.json").read_bytes(), (folder / f"{stage}.npz").read_bytes()
-    assert (folder / f"{stage}.side.json").is_file()
-    module.main()
-    assert ((folder / f"{stage}.json").read_bytes(), (folder / f"{stage}.npz").read_bytes()) == first
+    if stage == "transfer":
+        for surrogate in ("pgd_at", "undefended"):
+            run_stage(monkeypatch, "craft", "--model", surrogate)
+    path = workspace / "results" / "digits" / "records" / "ebjdat-jempp" / "0" / f"{stage}.json"
+    arrays = workspace / "results" / "digits" / "arrays" / "ebjdat-jempp" / "0" / stage / "arrays.npz"
+    run_stage(monkeypatch, stage)
+    first = path.read_bytes(), arrays.read_bytes() if arrays.is_file() else None
+    run_stage(monkeypatch, stage, "--model", "ebjdat-jempp", "--seed", "0")
+    assert (path.read_bytes(), arrays.read_bytes() if arrays.is_file() else None) == first
+    assert arrays.is_file() is (stage in ("clean", "autoattack")), "flags of the others are in the record"
     record = json.loads(first[0])
-    assert record["n"] == 20 and record["audits"] and set(record["settings"]) >= set(PROTOCOLS)
-    assert not list(workspace.rglob("autoattack/*/*.json")), "finished states are cleaned up"
+    assert record["n"] == tiny.IMAGES[stage] and record["audits"] and set(record["settings"]) >= set(PROTOCOLS)
+    assert not list((workspace / ".scratch" / "outcomes").rglob("*.json")), "finished states are cleaned up"
 
 
-def test_a_stage_of_a_baseline_writes_into_its_own_folder(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stages import clean as stage
-
-    monkeypatch.setattr(sys, "argv", ["clean", "--model", "pgd_at"])
-    stage.main()
-    record = json.loads((workspace / "results" / "digits" / "pgd_at" / "clean.json").read_text())
+def test_a_baseline_has_no_samples_and_no_input_noise(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_stage(monkeypatch, "clean", "--model", "pgd_at")
+    path = workspace / "results" / "digits" / "records" / "pgd_at" / "0" / "clean.json"
+    record = json.loads(path.read_text())
     assert "energy/gap-training-adversary" in record["values"]
-    assert "energy/gap-generated" not in record["values"], "a baseline has no samples"
+    assert "energy/gap-generated" not in record["values"]
     assert record["settings"]["released"]["input_noise"] == 0.0
 
 
-@pytest.mark.parametrize("stage", ["transfer", "sweep", "eot"])
+def test_warnings_of_the_official_code_are_shown_with_their_count(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = Result(n=8, warnings={"standard/cascade": ["there are 3 points with zero gradient! (2 times)"]})
+    monkeypatch.setattr(robustness, "evaluate", lambda *_, **__: found)
+    run_stage(monkeypatch, "autoattack")
+    shown = "warning: standard/cascade: there are 3 points with zero gradient! (2 times)"
+    assert shown in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", ["sweep", "eot"])
 def test_a_killed_stage_goes_on_with_the_same_flags_and_refuses_outcomes_of_another_evaluation(
     workspace: Path, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = importlib.import_module(f"stages.{stage}")
-    monkeypatch.setattr(sys, "argv", [stage])
-    folder, scratch = workspace / "results" / "digits" / "ebjdat-jempp", workspace / ".mlflow" / stage
-    module.main()
-    expected = (folder / f"{stage}.json").read_bytes(), (folder / f"{stage}.npz").read_bytes()
-    shutil.rmtree(folder)
+    path = workspace / "results" / "digits" / "records" / "ebjdat-jempp" / "0" / f"{stage}.json"
+    scratch = workspace / ".scratch" / "outcomes" / stage
+    run_stage(monkeypatch, stage)
+    expected = path.read_bytes()
+    path.unlink()
     child = os.fork()
     if child == 0:
         write, written = files.write_json, []
@@ -615,21 +696,31 @@ def test_a_killed_stage_goes_on_with_the_same_flags_and_refuses_outcomes_of_anot
             write(path, value)
 
         files.write_json = killed
-        module.main()
+        run_stage(monkeypatch, stage)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     left = sorted(scratch.glob("*/*.json"))
     assert len(left) == 2
     content = json.loads(left[0].read_text())
-    for name in ("models", "data slice", "radius", "code"):
-        other = {**content, "identity": {**content["identity"], name: "another"}}
+    for name in ("weights", "data slice", "params", "revisions"):
+        other = {**content, "decided by": {**content["decided by"], name: "another"}}
         left[0].write_text(json.dumps(other))
         with pytest.raises(UserError, match=f"another evaluation \\({name}: expected .*, found another\\)"):
-            module.main()
+            run_stage(monkeypatch, stage)
     left[0].write_text("{}")
     with pytest.raises(UserError, match="not the outcome of an attack"):
-        module.main()
+        run_stage(monkeypatch, stage)
     left[0].write_text(json.dumps(content))
-    module.main()
-    assert ((folder / f"{stage}.json").read_bytes(), (folder / f"{stage}.npz").read_bytes()) == expected
+    run_stage(monkeypatch, stage)
+    assert path.read_bytes() == expected
     assert not list(scratch.rglob("*.json"))
+
+
+def test_a_model_that_was_trained_with_other_parameters_is_refused(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (workspace / "params.yaml").read_text(encoding="utf-8")
+    monkeypatch.setattr("ebjdat.config.PARAMS", Path("other.yaml"))
+    (workspace / "other.yaml").write_text(text.replace("w_px: 1.0", "w_px: 2.0"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"ebjdat-jempp/0 was trained with other parameters \(recipe\): train it again"):
+        run_stage(monkeypatch, "eot")

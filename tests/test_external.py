@@ -1,30 +1,29 @@
-"""A model that was not trained here, evaluated by the one command."""
+"""A model that was not trained here, evaluated by the one command; what the door refuses, and why."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ebjdat import files
-from ebjdat.config import load_params
+from ebjdat.config import resolve
 from ebjdat.errors import UserError
 from ebjdat.evaluation import external
-from ebjdat.provenance import ROOT
-from ebjdat.reporting import records
-from ebjdat.reporting.ledger import COMMITTED, WORKSPACE, Candidate, join, workspace_records
-from ebjdat.reporting.lookup import load_numbers, with_recorded_code
-from ebjdat.subject import Subject
+from ebjdat.record import read_record
+from ebjdat.run import Run
 from stages import evaluate_model
 from tests import tiny
-from tests.small_models import SmallNet, digits
-from tests.synthetic import code, numbers_of, params_of_repository, records_of, use_empty_store, write_records
+from tests.small_models import SmallNet, digits, held_out, trained
 
+ROOT = Path(__file__).resolve().parents[1]
 FACTORY = '''
 import torch
 from torch import nn
@@ -55,7 +54,7 @@ def train_cnn(path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout with tiny digits and somebody's CNN in it."""
+    """A checkout with somebody's CNN in it."""
     for name in ("ebjdat", "stages"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / ".dvc").mkdir()
@@ -67,9 +66,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_one_command_evaluates_a_cnn_under_both_protocols_and_puts_it_into_the_tables(workspace: Path) -> None:
-    params = tiny.write_params(workspace)
-    tiny.prepare(params)
-    use_empty_store()
+    tiny.prepare(tiny.write_params(workspace))
     (workspace / "my_cnn.py").write_text(FACTORY)
     train_cnn(workspace / "cnn.pt")
     command = ["stages.evaluate_model", "--factory", "my_cnn:make_model", "--name", "my-cnn", "--stages", "clean"]
@@ -77,124 +74,190 @@ def test_one_command_evaluates_a_cnn_under_both_protocols_and_puts_it_into_the_t
         [sys.executable, "-m", *command], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ""}
     )
     assert run.returncode == 0, run.stderr
-    record = records.read_record(Path("results/digits/external-my-cnn/clean.json"))
+    record = read_record(Path("results/digits/records/external-my-cnn/0/clean.json"))
     assert {"standard/pgd-20", "released/pgd-20", "standard/clean"} <= set(record["rates"])
     assert record["rates"]["standard/clean"]["correct"] > 0.7 * record["n"]
-    assert record["identity"] == Subject.external(params, "external-my-cnn").identity(params, "clean", record["data"])
+    assert record["params"]["fingerprint"] == external.fingerprint_of(Path("models/digits/external-my-cnn/0"))
     row = next(line for line in Path("results/digits/tables/tradeoff.md").read_text().splitlines() if "my-cnn" in line)
     assert f"{100 * record['rates']['standard/pgd-20']['correct'] / record['n']:.1f}" in row
-    assert "my-cnn" in Path("results/digits/tables/energies.md").read_text()
-    # The committed ledger alone knows the model: neither its weights nor its factory are needed.
-    numbers = with_recorded_code(load_numbers(load_params()))
-    assert [subject.name for subject in numbers.externals()] == ["external-my-cnn"]
+
+
+def test_missing_crafted_images_are_told_before_anything_runs(workspace: Path) -> None:
+    params = tiny.write_params(workspace)
+    tiny.prepare(params)
+    (workspace / "my_cnn.py").write_text(FACTORY)
+    setup = resolve(params, Run("digits", "external-cnn", 0))
+    with pytest.raises(UserError, match=r"run `python -m stages\.craft --model pgd_at --seed 0`"):
+        evaluate_model.take_in(setup, "my_cnn:make_model", transfer=True)
+    assert not setup.run.model_dir.exists()
+    with pytest.raises(UserError, match=r"take the model in with `.*evaluate_model .* --name cnn --seed 0`"):
+        external.fingerprint_of(setup.run.model_dir)
+
+
+def save(folder: str, spec: str) -> str:
+    return external.save(Path(folder), spec, *held_out(40))
 
 
 def test_the_fingerprint_follows_weights_and_source(workspace: Path) -> None:
     (workspace / "factory_one.py").write_text(FACTORY)
     train_cnn(workspace / "cnn.pt")
-    first = external.save(Path("one"), "factory_one:make_model", (1, 8, 8))
-    assert external.save(Path("two"), "factory_one:make_model", (1, 8, 8)) == first
+    first = save("one", "factory_one:make_model")
+    assert save("two", "factory_one:make_model") == first == external.fingerprint_of(Path("one"))
     x = digits()[0][:5]
     assert torch.equal(external.load("one/best.pt")(x), external.make("factory_one:make_model")(x))
     (workspace / "factory_two.py").write_text(FACTORY + "\n# edited\n")
-    assert external.save(Path("two"), "factory_two:make_model", (1, 8, 8)) != first
+    assert save("two", "factory_two:make_model") != first
     state = torch.load("cnn.pt", weights_only=True)
     torch.save({name: tensor + 1e-3 for name, tensor in state.items()}, "cnn.pt")
-    assert external.save(Path("two"), "factory_one:make_model", (1, 8, 8)) != first
+    assert save("two", "factory_one:make_model") != first
     assert files.read_json("two/external.json")["factory"] == "factory_one:make_model"
 
 
-def make_wrong_number_of_logits() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+def test_kept_weights_count_whatever_the_factory_reads_today(workspace: Path) -> None:
+    (workspace / "factory_one.py").write_text(FACTORY)
+    train_cnn(workspace / "cnn.pt")
+    save("one", "factory_one:make_model")
+    x = digits()[0][:5]
+    before = external.load("one/best.pt")(x)
+    torch.save({name: 0 * tensor for name, tensor in torch.load("cnn.pt").items()}, "cnn.pt")
+    assert torch.equal(external.load("one/best.pt")(x), before)
 
 
-def make_nan() -> nn.Module:
+# The door
+
+
+class Around(nn.Module):
+    """A trained network with something around its forward pass."""
+
+    def __init__(self, forward: Callable[[nn.Module, Tensor], Any]) -> None:
+        super().__init__()
+        self.net, self.around = trained(), forward
+
+    def forward(self, x: Tensor) -> Any:
+        return self.around(self.net, x)
+
+
+class InAList(nn.Module):
+    """The weights of its last layer are in a Python list, and new at every call of the factory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.hidden = trained(), [torch.randn(10, 10)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) @ self.hidden[0]
+
+
+def _inference(net: nn.Module, x: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return net(x)
+
+
+def _no_grad(net: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return net(x)
+
+
+def _nan() -> nn.Module:
     model = SmallNet()
     nn.init.constant_(model.head.bias, float("nan"))
     return model
 
 
-def make_for_other_images() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
+def _int8() -> nn.Module:
+    return torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), {nn.Linear})
 
 
-def make_a_number() -> float:
-    return 0.5
+BROKEN: dict[str, tuple[Callable[[], Any], str]] = {
+    "three_logits": (
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3)),
+        r"logits \(N, 10\); 8 images gave \(8, 3\)",
+    ),
+    "nan": (_nan, "not finite"),
+    "other_images": (
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)),
+        r"fails on 8 images of shape \(1, 8, 8\) .*another shape",
+    ),
+    "number": (lambda: 0.5, "expected a torch.nn.Module, got float"),
+    "a_tuple": (lambda: Around(lambda net, x: (net(x), x)), r"8 images gave tuple"),
+    "probabilities": (lambda: Around(lambda net, x: net(x).softmax(1)), "probabilities .*: return logits"),
+    "classes": (lambda: Around(lambda net, x: net(x).round().long()), r"torch\.int64: return logits, not classes"),
+    "squeezed": (
+        lambda: Around(lambda net, x: net(x).squeeze(0)),
+        r"1 images gave \(10,\): it squeezes the batch",
+    ),
+    "in_place": (lambda: Around(lambda net, x: net(x.mul_(0.5))), r"writes into its input: work on a copy"),
+    "detached": (lambda: Around(lambda net, x: net(x.detach())), "no gradient reaches .* it detaches"),
+    "no_grad": (lambda: Around(_no_grad), "no gradient reaches .* no_grad or inference_mode"),
+    "inference_mode": (lambda: Around(_inference), "no gradient reaches .* inference_mode"),
+    "int8": (_int8, "no gradient reaches .* int8"),
+    "random": (lambda: Around(lambda net, x: net(x) + torch.randn(10)), "answers differently .* asked again: noise"),
+    "batch": (lambda: Around(lambda net, x: net(x - x.mean(0))), "answers differently .* another batch: statistics"),
+    "half": (lambda: trained().half(), "fails on .*: its weights are not float32"),
+    "in_a_list": (InAList, "kept weights answers differently .*outside of state_dict"),
+    "raising": (lambda: Path("weights.pt").read_bytes(), r"raised FileNotFoundError.*weights\.pt"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Factories of this module: one per broken model."""
+    if name in BROKEN:
+        return BROKEN[name][0]
+    raise AttributeError(name)
+
+
+@pytest.mark.parametrize("factory", BROKEN)
+def test_a_model_that_cannot_be_attacked_is_told_why(factory: str) -> None:
+    with pytest.raises(UserError, match=BROKEN[factory][1]):
+        save("here", f"{__name__}:{factory}")
+    assert not Path("here").exists()
+
+
+def make_bfloat16() -> nn.Module:
+    return Around(lambda net, x: net(x).bfloat16())
+
+
+def make_untrained() -> nn.Module:
+    torch.manual_seed(0)
+    return SmallNet()
+
+
+def test_logits_of_half_precision_become_float32() -> None:
+    save("here", f"{__name__}:make_bfloat16")
+    assert external.load("here/best.pt")(held_out(3)[0]).dtype == torch.float32
+
+
+def test_an_accuracy_about_chance_is_warned_of() -> None:
+    x, y = digits()
+    save("here", f"{__name__}:make_untrained")
+    (warning,) = external.warnings_of(external.load("here/best.pt"), x, y)
+    assert warning.endswith(
+        "of 1797 test images are classified correctly, about chance: inputs in [0, 255], or weights not loaded?"
+    )
+    assert external.warnings_of(trained(), x, y) == []
 
 
 @pytest.mark.parametrize(
-    ("factory", "words"),
+    ("spec", "words"),
     [
-        ("make_wrong_number_of_logits", r"logits \(N, 10\); two images gave \(2, 3\)"),
-        ("make_nan", "not finite"),
-        ("make_for_other_images", r"fails on images of shape \(1, 8, 8\)"),
-        ("make_a_number", "expected a torch.nn.Module, got float"),
-        ("make_nothing", "has no make_nothing"),
-        ("EOF", "has no EOF"),
+        ("no_such_module:f", "No module named 'no_such_module'; run from its folder, or set PYTHONPATH"),
+        ("my_module", "expected module:function"),
+        (":f", "expected module:function"),
+        (f"{__name__}:make_nothing", "has no make_nothing"),
+        (f"{__name__}:FACTORY", "is no function"),
+        ("needs_something:f", "needs_something needs the package not_installed: install it"),
+        ("does_not_parse:f", "importing does_not_parse raised SyntaxError"),
     ],
 )
-def test_a_factory_that_cannot_be_used_is_told_why(factory: str, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        external.save(Path("here"), f"{__name__}:{factory}", (1, 8, 8))
-
-
-@pytest.mark.parametrize("spec", ["no_such_module:f", "my_module", ":f"])
-def test_a_factory_that_is_not_there_is_named(spec: str) -> None:
-    with pytest.raises(UserError, match="--factory"):
+def test_a_factory_that_is_not_there_is_named(workspace: Path, spec: str, words: str) -> None:
+    (workspace / "needs_something.py").write_text("import not_installed\n")
+    (workspace / "does_not_parse.py").write_text("def f(:\n")
+    with pytest.raises(UserError, match=f"--factory .*{words}"):
         external.find_factory(spec)
 
 
 @pytest.mark.parametrize("name", ["", "My CNN", "../up", "a--b", "<b>", "x" * 41])
 def test_names_are_plain(name: str) -> None:
     with pytest.raises(UserError, match="--name"):
-        external.method_of(name)
-    assert external.method_of("my-cnn") == external.method_of("external-my-cnn") == "external-my-cnn"
-
-
-def test_a_model_replaces_the_earlier_one_of_its_name_in_the_ledger() -> None:
-    params = params_of_repository()
-    old, new = (Subject("digits", "external-cnn", None, 0, fingerprint) for fingerprint in ("old", "new"))
-    other = Subject("digits", "external-mlp", None, 0, "old")
-    found = [
-        Candidate(record, source)
-        for subject, source in ((old, COMMITTED), (new, WORKSPACE), (other, COMMITTED))
-        for record in records_of(params, subject, hash_of=code)
-        if record["stage"] != "generate"
-    ]
-    joined = join(found, code).records
-    assert {record["params"]["fingerprint"] for record in joined if record["method"] == "external-cnn"} == {"new"}
-    numbers = numbers_of(params, joined)
-    assert numbers.externals() == [new, other]
-    assert numbers.cell(new, "clean", "standard/clean").state == "value"
-    assert numbers.record(old, "clean") is None and numbers.record(new, "clean") is not None
-
-
-def test_of_two_models_of_a_name_in_the_workspace_the_one_whose_weights_are_there_counts(workspace: Path) -> None:
-    params = params_of_repository()
-    by_fingerprint = {mark: Subject("digits", "external-cnn", None, 0, mark) for mark in ("aaaa", "bbbb")}
-    for meant, other in (("aaaa", "bbbb"), ("bbbb", "aaaa")):
-        write_records(params, by_fingerprint[other], stages=["clean", "autoattack"])
-        write_records(params, by_fingerprint[meant], stages=["clean"])
-        files.write_json(Path("models/digits/external-cnn/external.json"), {"fingerprint": meant})
-        found = [record["params"]["fingerprint"] for _, record in workspace_records("digits")]
-        assert found == [meant], "its clean accuracy, and no longer the other's AutoAttack"
-
-
-def test_other_weights_of_a_name_are_no_further_seed() -> None:
-    params = params_of_repository()
-    first, second = (Subject("digits", "external-cnn", None, seed, mark) for seed, mark in ((0, "aaaa"), (1, "bbbb")))
-    found = [record for subject in (first, second) for record in records_of(params, subject, hash_of=code)]
-    found = [record for record in found if record["stage"] == "clean"]
-    assert len(join([Candidate(record, COMMITTED) for record in found], code).records) == 1
-    cell = numbers_of(params, found).cell(first, "clean", "standard/clean")
-    assert [reading.seed for reading in cell.readings] == [0]
-
-
-def test_what_a_factory_raises_is_told_in_one_line(workspace: Path) -> None:
-    params = tiny.write_params(workspace)
-    tiny.prepare(params)
-    (workspace / "failing.py").write_text("def make_model():\n    open('weights.pt')\n")
-    subject = Subject("digits", "external-cnn", None, 0)
-    with pytest.raises(UserError, match=r"--factory failing:make_model: raised FileNotFoundError.*weights\.pt"):
-        evaluate_model.take_in(subject, "failing:make_model")
-    assert not subject.model_dir.exists()
+        external.model_of(name)
+    assert external.model_of("my-cnn") == external.model_of("external-my-cnn") == "external-my-cnn"

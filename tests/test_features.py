@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from ebjdat.errors import AuditError, UserError
 from ebjdat.evaluation import inception
 from ebjdat.evaluation.classifier import load_classifier, predict, save_classifier, train_classifier
 from ebjdat.evaluation.features import (
-    CLASSIFIER,
     Extractor,
     ImageSet,
     Statistics,
@@ -53,11 +53,16 @@ def real() -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def extractor(tmp_path_factory: pytest.TempPathFactory) -> Extractor:
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images, labels = real()
     path = tmp_path_factory.mktemp("classifier") / "classifier.pt"
     save_classifier(path, train_classifier(images[:400], labels[:400], CPU, epochs=10).network)
-    return classifier_extractor(path, CPU)
+    return path
+
+
+@pytest.fixture(scope="module")
+def extractor(weights: Path) -> Extractor:
+    return classifier_extractor(weights, CPU)
 
 
 # The door
@@ -122,11 +127,32 @@ def test_the_distance_equals_a_direct_float64_computation(extractor: Extractor) 
     assert measured == pytest.approx(direct_frechet(first, second), abs=1e-3)
 
 
-def test_distances_equal_those_of_the_package_s_own_entry_point(extractor: Extractor) -> None:
+def register(name: str, weights: Path) -> None:
+    """The small classifier as a feature extractor of torch-fidelity."""
+    from torch_fidelity import register_feature_extractor
+    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+
+    class Features(FeatureExtractorBase):
+        def __init__(self, name: str, features_list: list[str], **options: Any) -> None:
+            super().__init__(name, features_list)
+            self.network = load_classifier(weights).network
+
+        def forward(self, input: Tensor) -> tuple[Tensor, ...]:
+            return (self.network.features(input),)
+
+        get_provided_features_list = staticmethod(lambda: ("pooled",))
+        get_default_feature_layer_for_metric = staticmethod(lambda metric: "pooled")
+        can_be_compiled = staticmethod(lambda: False)
+        get_dummy_input_for_compile = staticmethod(lambda: None)
+
+    register_feature_extractor(name, Features)
+
+
+def test_distances_equal_those_of_the_package_s_own_entry_point(extractor: Extractor, weights: Path) -> None:
     from torch_fidelity import calculate_metrics
 
-    images, _ = real()
-    sets = [ImageSet(part) for part in images.split(400)]
+    register("classifier-of-the-test", weights)
+    sets = [ImageSet(part) for part in real()[0].split(400)]
     first, second = (extractor.features(part) for part in sets)
     expected = calculate_metrics(
         input1=sets[0],
@@ -135,8 +161,7 @@ def test_distances_equal_those_of_the_package_s_own_entry_point(extractor: Extra
         fid=True,
         kid=True,
         kid_subset_size=400,
-        feature_extractor=CLASSIFIER,
-        feature_extractor_weights_path=str(extractor.weights),
+        feature_extractor="classifier-of-the-test",
         save_cpu_ram=True,
         verbose=False,
     )
@@ -164,16 +189,16 @@ def test_subsets_of_the_kernel_distance_never_exceed_the_smaller_set() -> None:
 # The small classifier
 
 
-def test_the_classifier_s_features_do_not_depend_on_the_batch(extractor: Extractor) -> None:
-    network = load_classifier(extractor.weights).network
+def test_the_classifier_s_features_do_not_depend_on_the_batch(extractor: Extractor, weights: Path) -> None:
+    network = load_classifier(weights).network
     images, _ = real()
     one_by_one = torch.cat([network.features(images[i : i + 1]) for i in range(20)])
     assert torch.allclose(extractor.features(ImageSet(images[:20])), one_by_one, atol=1e-5)
 
 
-def test_the_classifier_knows_digits_it_has_not_seen(extractor: Extractor) -> None:
+def test_the_classifier_knows_digits_it_has_not_seen(weights: Path) -> None:
     images, labels = real()
-    predicted = predict(load_classifier(extractor.weights).network, images[400:], CPU)
+    predicted = predict(load_classifier(weights).network, images[400:], CPU)
     assert float((predicted == labels[400:]).double().mean()) > 0.85
 
 

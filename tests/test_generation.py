@@ -25,11 +25,11 @@ from ebjdat.evaluation.generation import (
 from ebjdat.evaluation.pictures import draw_chains, draw_grid
 from ebjdat.evaluation.reference import Reference, build_reference, load_reference
 from ebjdat.evaluation.samples import fresh, read_buffer
-from ebjdat.evaluation.statistics import Result
 from ebjdat.model.energy import EnergyModel
 from ebjdat.model.store import Architecture, new_model
-from ebjdat.provenance import ROOT
+from ebjdat.statistics import Result
 
+ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
 SETTINGS = Generation(samples=80, features="classifier", chain_steps=3)
 
@@ -62,7 +62,7 @@ def model() -> EnergyModel:
 
 
 def recipe(name: str) -> Variant:
-    return load_params(ROOT / "params.yaml").variants[name]
+    return load_params(ROOT).variants[name]
 
 
 def drawn(data: Prepared, name: str = "jempp", seed: int = 0) -> Samples:
@@ -254,7 +254,7 @@ def test_a_reference_of_other_data_or_features_is_refused(folder: Path, data: Pr
     with pytest.raises(UserError, match="belongs to schema, data, features"):
         load_reference(folder, dataclasses.replace(data, digest="other"), SETTINGS, CPU)
     with pytest.raises(UserError, match="'inception'"):
-        load_reference(folder, data, dataclasses.replace(SETTINGS, features="inception"), CPU)
+        load_reference(folder, data, SETTINGS.model_copy(update={"features": "inception"}), CPU)
 
 
 def test_a_reference_with_another_classifier_or_no_statistics_is_refused(

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ebjdat.evaluation import masking
-from ebjdat.evaluation.statistics import Rate
 from ebjdat.protocols import STANDARD
+from ebjdat.statistics import Rate
 from tests.synthetic import rate, rates_of_protocol
 
 HEALTHY = {name: one for rates in rates_of_protocol(STANDARD, 0.6, seed=0).values() for name, one in rates.items()}

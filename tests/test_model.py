@@ -67,7 +67,7 @@ def test_energies_follow_the_definition_in_float64() -> None:
     assert torch.equal(model.energy(x, y), -model(x)[torch.arange(5), y])
 
 
-def test_batch_statistics_leave_running_ones_alone_and_the_mode_returns() -> None:
+def test_batch_statistics_leave_running_ones_alone_and_the_mode_returns_also_after_an_exception() -> None:
     model = new_model(TINY, 0).train()
     before = model_digest(model)
     x = torch.rand(16, 1, 8, 8)
@@ -79,11 +79,7 @@ def test_batch_statistics_leave_running_ones_alone_and_the_mode_returns() -> Non
     assert not torch.allclose(batch, running)
     assert torch.equal(batch, model(x))
     assert model_digest(model) != before
-
-
-def test_the_mode_returns_after_an_exception() -> None:
-    model = new_model(TINY, 0).eval()
-    with pytest.raises(ZeroDivisionError), statistics(model, "batch"):
+    with pytest.raises(ZeroDivisionError), statistics(model.eval(), "batch"):
         _ = 1 / 0
     assert not any(module.training for module in model.modules())
 

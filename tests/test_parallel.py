@@ -12,16 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import devices
 from ebjdat import device
 from ebjdat.attacks import slices
 from ebjdat.errors import UserError
-from ebjdat.provenance import ROOT
-from ebjdat.subject import Subject
 from ebjdat.training import launch, parallel
 from tests import parallel_worker
-from tests.synthetic import params_of_repository
-from tests.test_subject import changed
+from tests.small_runs import PARAMS
+from tests.synthetic import ROOT, changed, setup_of
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +85,8 @@ def test_a_nan_in_one_process_takes_all_back(two: list[dict[str, Any]]) -> None:
 
 def test_a_checkpoint_of_another_number_of_devices_is_refused(two: list[dict[str, Any]], folder: Path) -> None:
     assert list((folder / "run").glob("step-*"))
-    with pytest.raises(UserError, match=r"these differ: devices \(2, now 1\)"):
-        parallel_worker.trainer("jempp", folder / "run", {"devices": 1}).run()
+    with pytest.raises(UserError, match=r"these differ: processes \(2, now 1\)"):
+        parallel_worker.new_trainer("jempp", folder / "run", {"processes": 1}).run()
 
 
 def test_a_process_that_fails_ends_the_run_with_its_code(folder: Path, signals: None) -> None:
@@ -99,21 +96,20 @@ def test_a_process_that_fails_ends_the_run_with_its_code(folder: Path, signals: 
     assert end.value.code == 7
 
 
-def _processes(devices: object, gpus: int = 0, **changes: object) -> int:
-    params = params_of_repository(devices=devices)
-    for path, value in changes.items():
-        params = changed(params, path.replace("__", "."), value)
+def _processes(devices: int | str, gpus: int = 0, **values: object) -> int:
+    setup = changed(setup_of(PARAMS.model_copy(update={"devices": devices})), **values)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
         patch.setattr(torch.cuda, "device_count", lambda: gpus)
         patch.setattr(launch, "processors", lambda: 4)
-        return launch.processes(params, Subject.current(params))
+        return launch.processes(setup)
 
 
-def test_auto_is_every_gpu_that_divides_the_batches_and_one_process_on_a_cpu() -> None:
-    assert [_processes("auto", gpus) for gpus in (0, 1, 2, 3, 8)] == [1, 1, 2, 2, 8]
-    assert _processes("auto", 8, profiles__digits__training__shared__bn_parts=4) == 4
-    assert _processes(2) == 2
+def test_auto_is_one_process_and_several_are_there_for_the_asking() -> None:
+    assert [_processes("auto", gpus) for gpus in (0, 1, 8)] == [1, 1, 1]
+    assert _processes(2) == 2 and _processes(8, 8) == 8
+    with pytest.raises(UserError, match="8 do not divide bn_parts 4"):
+        _processes(8, 8, bn_parts=4)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +153,8 @@ def test_alone_a_process_has_all_of_the_batch_and_nothing_to_gather() -> None:
 
 
 def test_the_page_on_scaling_shows_what_was_measured() -> None:
+    from benchmarks import devices
+
     page = devices.PAGE.read_text(encoding="utf-8")
     assert {"devices-accuracy.json", "devices-time.json"} <= {path.name for path in devices.RESULTS.iterdir()}
     assert devices.filled(page) == page, "run `python -m benchmarks.devices page`"

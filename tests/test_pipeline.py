@@ -1,110 +1,128 @@
-"""dvc.yaml against the code: dependencies, descriptions, the direction of imports."""
+"""dvc.yaml against the code: dependencies, descriptions, the direction of imports, starts that are quick."""
 
 from __future__ import annotations
 
-import ast
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from ebjdat.provenance import ROOT, import_closure
-from stages import lanes
-from tests import stage_deps
+from ebjdat.config import read_yaml
+from tests.stage_deps import PLUMBING, ROOT, closure, expected, imported
 
-PIPELINE = stage_deps.read()["stages"]
-FLOW = ("errors", "config", "protocols", "data", "model", "training", "attacks", "evaluation", "reporting")
-"""Imports run against this order only: a later idea may use an earlier one."""
+PIPELINE = read_yaml(ROOT / "dvc.yaml")["stages"]
+SCRIPTS = sorted(path.stem for path in (ROOT / "stages").glob("[a-z]*.py"))
+LAYERS = (
+    {"errors", "files", "command", "progress", "device", "run", "protocols", "seeds", "config", "statistics", "record"}
+    | {"tracking"},
+    {"data", "model"},
+    {"attacks"},
+    {"training"},
+    {"evaluation"},
+    {"results"},
+    {"api", "exporting", "registry"},
+)
+"""Packages and modules of ebjdat/: a layer may import itself and those before it."""
 
 
 @pytest.mark.parametrize("name", PIPELINE)
-def test_a_stage_lists_every_module_that_it_imports(name: str) -> None:
-    stage = PIPELINE[name]
-    assert stage_deps.listed(stage) == stage_deps.expected(stage["cmd"]), "run `python -m tests.stage_deps`"
-
-
-@pytest.mark.parametrize("name", PIPELINE)
-def test_a_stage_says_what_it_does(name: str) -> None:
-    assert len(PIPELINE[name]["desc"]) > 20
+def test_a_stage_lists_every_package_that_it_imports(name: str) -> None:
+    code = {dep for dep in PIPELINE[name]["deps"] if dep.startswith(("stages/", "ebjdat/"))}
+    script = re.fullmatch(r"python -m stages\.(\w+)( --model \S+ --seed \S+)?", PIPELINE[name]["cmd"])
+    assert script and code == expected(script[1]), "run `python -m tests.stage_deps`"
 
 
 def test_a_new_import_changes_the_expected_dependencies(tmp_path: Path) -> None:
-    (tmp_path / "stages").mkdir()
-    (tmp_path / "lib.py").write_text("x = 1\n")
-    stage = tmp_path / "stages" / "one.py"
-    stage.write_text("def main():\n    pass\n")
-    assert import_closure("stages.one", tmp_path) == ("stages/one.py",)
-    stage.write_text("def main():\n    import lib\n")
-    assert import_closure("stages.one", tmp_path) == ("lib.py", "stages/one.py")
+    sources = {
+        "stages/one.py": "def main():\n    pass\n",
+        "ebjdat/files.py": "from ebjdat import beneath\n",
+        "ebjdat/beneath.py": "",
+        "ebjdat/late/__init__.py": "from .inside import value\n",
+        "ebjdat/late/inside.py": "from ebjdat.protocols import REVISIONS\nimport ebjdat.config\n",
+        "ebjdat/config.py": "",
+        "ebjdat/protocols.py": "",
+    }
+    for name, text in sources.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert expected("one", tmp_path) == {"stages/one.py"}
+    (tmp_path / "stages/one.py").write_text("from ebjdat import files\ndef main():\n    import ebjdat.late\n")
+    assert expected("one", tmp_path) == {"stages/one.py", "ebjdat/config.py", "ebjdat/late"}
 
 
-def _place(module: str) -> int | None:
-    parts = module.split(".")
-    return FLOW.index(parts[1]) if len(parts) > 1 and parts[1] in FLOW else None
+def test_every_module_of_the_plumbing_exists_and_is_no_dependency() -> None:
+    listed = {dep for stage in PIPELINE.values() for dep in stage["deps"]}
+    assert all((ROOT / name).is_file() for name in PLUMBING) and not PLUMBING & listed
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "ebjdat").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_run_in_one_direction_along_the_flow(path: Path) -> None:
-    here = _place(".".join(path.relative_to(ROOT).with_suffix("").parts))
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
-        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        for name in names:
-            assert not name.startswith(("stages", "tests")), f"the library imports {name}"
-            there = _place(name) if name.startswith("ebjdat") else None
-            if here is not None and there is not None:
-                assert there <= here, f"{path.name} imports {name}, which comes later in the flow"
+def test_crafting_depends_on_the_input_noise_of_every_recipe() -> None:
+    variants = read_yaml(ROOT / "params.yaml")["variants"]
+    wanted = {f"variants.{name}.labelled_noise" for name, recipe in variants.items() if "labelled_noise" in recipe}
+    assert wanted <= {entry for entry in PIPELINE["craft"]["params"] if isinstance(entry, str)}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "stages").glob("[a-z]*.py")), ids=lambda p: p.stem)
-def test_a_stage_script_is_thin(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 80
+def test_every_stage_says_what_it_does_in_a_pipeline_of_at_most_200_lines() -> None:
+    assert all(len(stage["desc"]) > 20 for stage in PIPELINE.values())
+    assert len((ROOT / "dvc.yaml").read_text(encoding="utf-8").splitlines()) <= 200
 
 
-def expanded() -> dict[str, tuple[set[str], set[str]]]:
-    """Deps and outs of every stage, files of Python left out; a matrix stage has one entry per item."""
-    found = {}
-    for name, stage in PIPELINE.items():
-        ((key, items),) = (stage.get("matrix") or {"": [""]}).items()
-        for item in items:
-            texts = [
-                {next(iter(path)) if isinstance(path, dict) else str(path) for path in stage.get(part, [])}
-                for part in ("deps", "outs")
-            ]
-            deps, outs = ({path.replace(f"${{item.{key}}}", item) for path in paths} for paths in texts)
-            found[f"{name}@{item}" if item else name] = {dep for dep in deps if not dep.endswith(".py")}, outs
-    return found
+def layer_of(path: Path) -> int:
+    name = path.relative_to(ROOT / "ebjdat").parts[0].removesuffix(".py")
+    return next(place for place, names in enumerate(LAYERS) if name in names)
 
 
-def test_what_a_stage_of_a_lane_needs_was_made_in_an_earlier_wave_or_earlier_in_its_lane() -> None:
-    stages = expanded()
-    made: set[str] = set()
-    for wave in lanes.WAVES:
-        by_lane = []
-        for lane in wave:
-            here = set(made)
-            for name in [one for wanted in lane for one in stages if wanted in (one, one.split("@")[0])]:
-                deps, outs = stages.pop(name)
-                missing = {dep for dep in deps if not any(dep == out or dep.startswith(f"{out}/") for out in here)}
-                assert not missing, f"{name} needs {missing}"
-                here |= outs
-            by_lane.append(here)
-        made = made.union(*by_lane)
-    assert set(stages) == {"record", "tables", "report"}, "stages that `dvc repro` alone runs"
+LIBRARY = [path for path in sorted((ROOT / "ebjdat").rglob("*.py")) if path != ROOT / "ebjdat/__init__.py"]
 
 
-def test_lanes_stop_at_the_first_wave_that_fails_and_leave_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    ran: list[object] = []
-    monkeypatch.setattr(lanes, "side_by_side", lambda wave: ran.append(wave) or len(ran) < 2)
-    monkeypatch.setattr(lanes.os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(lanes.shutil, "which", lambda name: None)
-    lanes.main()
-    assert ran == list(lanes.WAVES[:2])
-    monkeypatch.setattr(lanes.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
-    lanes.main()
-    assert len(ran) == 2
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_go_down_the_layers_only(path: Path) -> None:
+    for other in imported(path) - {ROOT / "ebjdat/__init__.py"}:
+        assert other.is_relative_to(ROOT / "ebjdat"), f"the library imports {other.relative_to(ROOT)}"
+        assert layer_of(other) <= layer_of(path), f"{path.name} imports {other.relative_to(ROOT)}, which is above it"
 
 
-def test_the_library_parses_no_arguments() -> None:
-    users = [p for p in (ROOT / "ebjdat").rglob("*.py") if "import argparse" in p.read_text(encoding="utf-8")]
-    assert users == []
+def test_no_two_modules_import_each_other() -> None:
+    needs = {path: imported(path) - {ROOT / "ebjdat/__init__.py"} for path in LIBRARY}
+    while free := [path for path, others in needs.items() if not others & set(needs) - {path}]:
+        for path in free:
+            del needs[path]
+    assert [path.relative_to(ROOT).as_posix() for path in needs] == []
+
+
+@pytest.mark.parametrize("stage", ["autoattack", "craft", "transfer", "sweep", "eot"])
+def test_an_edit_of_training_costs_no_attack(stage: str) -> None:
+    assert not any(path.is_relative_to(ROOT / "ebjdat/training") for path in closure(ROOT / f"stages/{stage}.py"))
+
+
+def test_stages_are_thin_and_the_library_parses_no_arguments() -> None:
+    long = [p.name for p in (ROOT / "stages").glob("*.py") if len(p.read_text(encoding="utf-8").splitlines()) > 100]
+    assert set(long) <= {"repro.py", "evaluating.py"}
+    assert [p for p in LIBRARY if "ArgumentParser(" in p.read_text(encoding="utf-8")] == [ROOT / "ebjdat/command.py"]
+
+
+HEAVY = ("torch", "mlflow", "pandas", "matplotlib", "scipy", "sklearn", "dvc", "torch_fidelity")
+HELP = """
+import runpy, sys
+sys.argv = ["stage", sys.argv[3]]
+try:
+    runpy.run_module(f"stages.{sys.orig_argv[-2]}", run_name="__main__")
+except SystemExit as ended:
+    print([name for name in sys.orig_argv[3].split(",") if name in sys.modules])
+    sys.exit(ended.code)
+"""
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name not in ("arguments", "evaluating")])
+def test_a_command_explains_itself_before_it_loads_anything_heavy_and_refuses_what_it_does_not_know(name: str) -> None:
+    def told(flag: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-c", HELP, ",".join(HEAVY), name, flag]
+        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+    shown = told("--help")
+    text = (ROOT / "stages" / f"{name}.py").read_text(encoding="utf-8")
+    assert shown.returncode == 0 and text.split('"""')[1][:30] in shown.stdout, shown.stderr
+    assert shown.stdout.splitlines()[-1] == "[]", "imported before --help was answered"
+    refused = told("--no")
+    assert refused.returncode == 2 and "error: " in refused.stderr

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import pytest
 
-from ebjdat.protocols import PROTOCOLS, RELEASED, STANDARD, as_fraction
+from ebjdat.protocols import CODE_NOISE, PROTOCOLS, RELEASED, STANDARD, as_fraction
 
 CIFAR = 8 / 255
 
@@ -17,10 +16,9 @@ def test_the_released_radius_is_half_of_the_standard_one() -> None:
     assert RELEASED.radius(CIFAR) == 4 / 255
 
 
-def test_only_released_jem_and_jempp_get_input_noise_of_0_015_pixel() -> None:
-    variants = ("jem", "jempp", "sadajem", None)
-    assert [STANDARD.input_noise(variant) for variant in variants] == [0.0, 0.0, 0.0, 0.0]
-    assert [RELEASED.input_noise(variant) for variant in variants] == [0.015, 0.015, 0.0, 0.0]
+def test_only_released_adds_input_noise_half_of_what_labelled_images_had_in_network_scale() -> None:
+    assert [STANDARD.input_noise(noise) for noise in (0.03, 0.0)] == [0.0, 0.0]
+    assert [RELEASED.input_noise(noise) for noise in (0.03, 0.0)] == [CODE_NOISE, 0.0] == [0.015, 0.0]
 
 
 def test_table_1_runs_the_attacks_and_steps_of_each_protocol() -> None:
@@ -67,15 +65,5 @@ def test_a_protocol_cannot_be_changed() -> None:
         STANDARD.scale = 2.0  # type: ignore[misc]
 
 
-def test_a_protocol_resolves_to_plain_values_with_its_radius_and_noise() -> None:
-    plain = json.loads(json.dumps(RELEASED.resolved(CIFAR, "jempp")))
-    assert plain["radius"] == 4 / 255 and plain["input_noise"] == 0.015
-    assert plain["sweep"]["radii"] == [0.5, 1.0, 2.0, 4.0]
-
-
-def test_a_protocol_prints_its_radius_as_a_fraction() -> None:
-    assert STANDARD.describe(32 / 255) == "standard: L-inf radius 32/255, no input noise"
-    assert RELEASED.describe(9 / 255, "jem") == (
-        "released: L-inf radius 4.5/255, input noise of sigma 0.015, fixed draw, clipped"
-    )
-    assert as_fraction(1 / 255) == "1/255"
+def test_a_radius_is_written_as_a_fraction() -> None:
+    assert [as_fraction(radius / 255) for radius in (1, 4.5, 32)] == ["1/255", "4.5/255", "32/255"]

@@ -9,21 +9,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ebjdat import files, provenance
+from ebjdat import files, record
+from ebjdat.config import MASKING_INPUTS
 from ebjdat.errors import AuditError, UserError
-from ebjdat.evaluation.statistics import Rate, Result
-from ebjdat.reporting import records
-from ebjdat.subject import Subject
-from tests.synthetic import clean_environment, code, params_of_repository, prepare_workspace
+from ebjdat.protocols import REVISIONS
+from ebjdat.record import Record, revisions
+from ebjdat.run import Run
+from ebjdat.statistics import Rate, Result
+from tests.synthetic import DIGEST, changed, clean_environment, params_of_repository, prepare_workspace, setup_of
 
 PARAMS = params_of_repository()
-SUBJECT = Subject.current(PARAMS)
+SETUP = setup_of(PARAMS)
+RUN = SETUP.run
+PATH = Path("results/digits/records/ebjdat-jempp/0/clean.json")
 
 
 @pytest.fixture(autouse=True)
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     clean_environment(monkeypatch, tmp_path)
-    prepare_workspace([SUBJECT])
+    prepare_workspace(RUN)
     return tmp_path
 
 
@@ -41,42 +45,29 @@ def result(**changes: Any) -> Result:
     return Result(**fields | changes)
 
 
-def write(**changes: Any) -> records.Record:
-    return records.write_record(SUBJECT, PARAMS, "clean", result(**changes), code)
+def write(**changes: Any) -> Record:
+    return record.write_record(SETUP, "clean", result(**changes), data=DIGEST)
 
 
 def test_a_record_survives_the_way_to_disk_and_names_everything_that_made_it() -> None:
-    record = write()
-    path = records.record_path(SUBJECT, "clean")
-    assert records.read_record(path) == record
-    assert record["identity"] == SUBJECT.identity(PARAMS, "clean", "synthetic-data", code)
-    assert record["training"] == SUBJECT.identity(PARAMS, "train", "synthetic-data", code)
-    assert record["model"] == provenance.file_hash(SUBJECT.model_dir / "best.pt")
-    assert record["arrays"] == provenance.file_hash(path.with_suffix(".npz"))
-    assert record["modules"] == {name: code(name) for name in ("stages.train", "stages.clean")}
-    assert record["params"]["evaluation"]["radius"] == PARAMS.current.evaluation.radius
-    assert records.subject_of(record) == SUBJECT
+    written = write()
+    assert RUN.record("clean") == PATH and record.read_record(PATH) == written
+    assert written["weights"] == files.file_hash(RUN.model_dir / "best.pt")
+    assert written["revisions"] == {"clean": REVISIONS["clean"], "train": REVISIONS["train"]}
+    assert written["params"] == SETUP.recorded("clean") and written["data"] == DIGEST
+    assert record.run_of(written) == RUN
+    assert record.rates_of(written)["standard/clean"].accuracy == 0.75
+    assert record.outdated(written, SETUP) == "" and record.read_own(SETUP, "clean") == written
 
 
-def test_the_same_result_gives_the_same_bytes_and_times_stay_in_the_side_file() -> None:
+def test_the_same_result_gives_the_same_bytes_and_times_stay_in_the_scratch_folder() -> None:
     write()
-    path = records.record_path(SUBJECT, "clean")
-    first, arrays = path.read_bytes(), path.with_suffix(".npz").read_bytes()
+    first = PATH.read_bytes()
     write()
-    assert (path.read_bytes(), path.with_suffix(".npz").read_bytes()) == (first, arrays)
-    side = records.read_side(path)
-    assert {"seconds", "host", "device", "peak_memory", "versions", "finished"} <= set(side)
+    assert PATH.read_bytes() == first
+    times = files.read_json(record.times_path(RUN, "clean"))
+    assert {"seconds", "host", "device", "peak_memory", "versions", "finished"} <= set(times)
     assert not {"seconds", "host", "device", "finished"} & set(json.loads(first))
-    assert side["content"] == json.loads(first)["content"]
-
-
-def test_metrics_are_flat_with_interval_and_count() -> None:
-    metrics = records.flatten(write())
-    low, high = Rate.of([True, True, True, False]).interval()
-    assert metrics["standard/clean"] == 0.75
-    assert (metrics["standard/clean.low"], metrics["standard/clean.high"]) == (low, high)
-    assert metrics["standard/clean.n"] == 4
-    assert metrics["energy/gap-adversarial"] == 0.25
 
 
 @pytest.mark.parametrize(
@@ -92,12 +83,11 @@ def test_a_number_that_is_not_finite_fails_the_stage_and_keeps_the_old_record(
     changes: dict[str, Any], field: str
 ) -> None:
     write()
-    path = records.record_path(SUBJECT, "clean")
-    before = path.read_bytes()
+    before = PATH.read_bytes()
     with pytest.raises(AuditError) as caught:
         write(**changes)
     assert field in str(caught.value)
-    assert path.read_bytes() == before
+    assert PATH.read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["Standard/clean", "standard/clean accuracy", ""])
@@ -111,16 +101,10 @@ def test_a_value_that_json_does_not_have_is_refused() -> None:
         write(settings={"device": object()})
 
 
-def edit(record: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """The record with one field replaced and the content hash made to fit."""
-    changed = {**record, key: value}
-    return changed | {"content": records.content_of(changed)}
-
-
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("schema", 2, "schema 2, expected 1"),
+        ("schema", 1, "schema 1, expected 2"),
         ("stage", "cleen", "unknown stage 'cleen'"),
         ("seed", "0", "field 'seed' has the wrong type str"),
         ("n", True, "field 'n' has the wrong type bool"),
@@ -132,35 +116,61 @@ def edit(record: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
 )
 def test_a_wrong_field_is_named(key: str, value: object, message: str) -> None:
     with pytest.raises(UserError) as caught:
-        records.validate(edit(write(), key, value), "clean.json")
+        record.validate({**write(), key: value}, "clean.json")
     assert message in str(caught.value)
 
 
-def test_a_record_that_was_edited_by_hand_is_refused() -> None:
+@pytest.mark.parametrize("damage", ["<<<<<<< HEAD", "[]", '{"schema": 2}'])
+def test_a_damaged_record_is_named(damage: str) -> None:
     write()
-    path = records.record_path(SUBJECT, "clean")
-    path.write_text(path.read_text().replace('"energy/gap-adversarial": 0.25', '"energy/gap-adversarial": 0.35'))
-    with pytest.raises(UserError, match=r"clean\.json: the content hash does not fit"):
-        records.read_record(path)
+    PATH.write_text(damage)
+    with pytest.raises(UserError, match=PATH.name):
+        list(record.read_records("digits"))
 
 
-@pytest.mark.parametrize("missing", ["best.pt", "manifest.json"])
-def test_a_record_without_its_model_or_data_is_not_written(missing: str) -> None:
-    folder = SUBJECT.model_dir if missing == "best.pt" else SUBJECT.data_dir
-    (folder / missing).unlink()
-    with pytest.raises(UserError, match=missing):
+def test_a_record_that_was_moved_by_hand_is_refused() -> None:
+    write()
+    other = RUN.record("clean").parents[1] / "3" / "clean.json"
+    files.write_text(other, PATH.read_text())
+    with pytest.raises(UserError, match="it was moved or copied by hand"):
+        record.read_record(other)
+
+
+def test_a_record_without_its_model_is_not_written() -> None:
+    (RUN.model_dir / "best.pt").unlink()
+    with pytest.raises(UserError, match=r"best\.pt"):
         write()
-    assert not records.record_path(SUBJECT, "clean").exists()
+    assert not PATH.exists()
 
 
-def test_a_baseline_has_records_of_its_own() -> None:
-    baseline = Subject.baseline(PARAMS, "pgd_at")
-    prepare_workspace([baseline])
-    record = records.write_record(baseline, PARAMS, "clean", result(), code)
-    assert (record["method"], record["variant"]) == ("pgd_at", None)
-    assert records.record_path(baseline, "clean") == Path("results/digits/pgd_at/clean.json")
+def test_seeds_models_and_baselines_have_records_of_their_own_in_a_fixed_order() -> None:
+    others = [setup_of(PARAMS, "pgd_at"), setup_of(PARAMS, seed=10), setup_of(PARAMS, seed=2)]
+    for setup in (*others, SETUP):
+        prepare_workspace(setup.run)
+        record.write_record(setup, "clean", result(), data=DIGEST)
+    runs = [record.run_of(one) for one in record.read_records("digits")]
+    assert runs == [*(Run("digits", RUN.model, seed) for seed in (0, 2, 10)), Run("digits", "pgd_at", 0)]
 
 
-def test_a_scratch_folder_that_cannot_be_written_does_not_fail_the_stage(workspace: Path) -> None:
-    files.write_text(workspace / ".mlflow", "a file where the folder should be")
+def test_a_record_of_other_parameters_revisions_or_weights_is_told() -> None:
+    written = write()
+    assert record.outdated(written, changed(SETUP, lr=0.5)) == "of other parameters (training)"
+    assert record.outdated(written, changed(SETUP, w_energy=0.7)) == "of other parameters (recipe)"
+    older = {**written, "revisions": {"clean": 0, "train": REVISIONS["train"]}}
+    assert record.outdated(older, SETUP) == "of an older revision of clean"
+    files.write_text(RUN.model_dir / "best.pt", "other weights")
+    with pytest.raises(UserError, match=r"about other weights than .*best\.pt: run the stage clean again"):
+        record.read_own(SETUP, "clean")
+
+
+def test_a_scratch_folder_that_cannot_be_written_does_not_fail_the_stage(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files.write_text(workspace / ".scratch", "a file where the folder should be")
     assert write()["n"] == 4
+    assert "times of digits/ebjdat-jempp/0 clean are lost" in capsys.readouterr().err
+
+
+def test_a_masking_record_rests_on_the_revisions_of_what_it_decides_from() -> None:
+    assert set(revisions("masking")) == {"train", "craft", "masking", *MASKING_INPUTS}
+    assert set(revisions("transfer")) == {"train", "craft", "transfer"} and set(revisions("eot")) == {"train", "eot"}

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import ebjdat
+from ebjdat import registry, tracking
 from ebjdat.errors import UserError
-from ebjdat.reporting import registry, tracking
-from ebjdat.subject import Subject
+from ebjdat.run import Run
 from tests import tiny
 from tests.small_models import held_out
-from tests.synthetic import clean_environment, use_empty_store
+from tests.synthetic import clean_environment, setup_of, use_empty_store
 
 
 @pytest.fixture(autouse=True)
@@ -30,21 +30,29 @@ def test_a_registered_model_is_found_by_its_alias_and_gives_the_same_logits(work
     tiny.prepare(params)
     tiny.train(params)
     use_empty_store()
-    subject = Subject.current(params)
-    name, version = registry.register(subject, subject.model_dir, "champion")
+    setup = setup_of(params)
+    name, version = registry.register(setup.run, "champion")
     assert (name, version) == ("ebjdat-digits-ebjdat-jempp", "1")
-    assert registry.register(subject, subject.model_dir, "champion")[1] == "2"
-    mlflow.set_tracking_uri(tracking.store_uri())
+    assert registry.register(setup.run, "champion")[1] == "2"
+    mlflow.set_tracking_uri(tracking.address())
     back = mlflow.pytorch.load_model(f"models:/{name}@champion")
     x = held_out(4)[0]
-    assert torch.equal(back(x), ebjdat.load(subject.model_dir)(x))
+    assert torch.equal(back(x), ebjdat.load(setup.run.model_dir)(x))
     signature = mlflow.models.get_model_info(f"models:/{name}@champion").signature
     assert signature.inputs.inputs[0].shape == (-1, 1, 8, 8) and signature.inputs.inputs[0].type == np.float32
     assert signature.outputs.inputs[0].shape == (-1, 10)
-    run = tracking.Store.open("digits").parent(subject, back.description.identity, {})
+    (run,) = tracking.Store.open("digits").runs()
+    assert run.data.tags[tracking.KEY] == tracking.key_of(setup.run, tracking.trained_with(setup)), "that of its curves"
     assert "EB-JDAT" in run.data.tags["mlflow.note.content"]
 
 
-def test_a_model_that_is_not_there_is_named(workspace: Path) -> None:
-    with pytest.raises(UserError, match="ebjdat-jem does not exist"):
-        registry.register(Subject("digits", "ebjdat", "jem", 0), Path("models/digits/ebjdat-jem"), "champion")
+def test_a_model_that_is_not_there_is_named() -> None:
+    with pytest.raises(UserError, match="ebjdat-jem/0 does not exist"):
+        registry.register(Run("digits", "ebjdat-jem", 0), "champion")
+
+
+@pytest.mark.parametrize("alias", ["latest", "Latest", "v2", "", "a b", "x/y"])
+def test_an_alias_that_mlflow_keeps_for_itself_is_refused_before_anything_is_made(workspace: Path, alias: str) -> None:
+    with pytest.raises(UserError, match="--alias"):
+        registry.register(Run("digits", "ebjdat-jem", 0), alias)
+    assert not (workspace / "mlflow.db").exists()

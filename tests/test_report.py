@@ -1,11 +1,11 @@
-"""Report pages: one file each, well-formed, self-contained, readable by everyone, every number from the ledger."""
+"""The report page, its figures and the files for dvc plots: self-contained, readable by everyone, from the records."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import re
-import shutil
+import subprocess
+import sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,29 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ebjdat import files, provenance
-from ebjdat.config import Params
+from ebjdat import files
 from ebjdat.errors import UserError
-from ebjdat.reporting import figures, html, report
-from ebjdat.reporting.figures import Curve, Point
-from ebjdat.reporting.html import Figure, Section
-from ebjdat.reporting.layout import Column, Entry, Row, Table
-from ebjdat.reporting.lookup import Numbers
-from ebjdat.reporting.records import build_record
-from ebjdat.subject import Subject, data_digest
-from tests.synthetic import (
-    clean_environment,
-    code,
-    numbers_of,
-    params_of_repository,
-    prepare_workspace,
-    records_of,
-    results,
-)
+from ebjdat.record import times_path
+from ebjdat.results import figures, frame, page, plots, tables
+from ebjdat.results.frame import Results
+from ebjdat.run import Run
+from tests.synthetic import ROOT, clean_environment, params_of_repository, setup_of, write_records
 
-VOID = {"meta", "img", "br", "hr", "input", "link"}
+VOID = {"meta", "img", "br", "hr"}
 PARAMS = params_of_repository()
-OURS = Subject.current(PARAMS)
+OURS = Run("digits", PARAMS.model, 0)
+HOSTILE = '<script>alert("1")</script>&amp; --> ]]> </style></svg> | $x^2$'
 
 
 class Page(HTMLParser):
@@ -55,9 +44,6 @@ class Page(HTMLParser):
         if tag not in VOID:
             self.open.append(tag)
 
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
     def handle_endtag(self, tag: str) -> None:
         assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-1:]}"
         self.open.pop()
@@ -70,203 +56,214 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def write_files(subject: Subject) -> None:
-    """What training and the stage ``clean`` leave beside the records."""
+def write_files(run: Run) -> None:
+    """What training and the stages ``clean`` and ``generate`` leave beside the records."""
     random = np.random.default_rng(0)
-    labels = np.arange(80) % 10
-    arrays = {f"{kind}/energy": random.normal(-6, 1, 80) for kind in report.KINDS}
     images = random.integers(0, 255, (20, 1, 8, 8)).astype(np.uint8)
-    arrays |= {"label": labels, "pictures/clean": images, "pictures/adversarial": 255 - images}
-    arrays |= {
-        f"pictures/{name}": np.arange(20) % 10 for name in ("label", "clean-prediction", "adversarial-prediction")
-    }
-    files.write_npz(subject.results_dir / "clean.npz", arrays)
-    for name in ("samples.png", "chains.png"):
-        address = figures.mosaic(images.reshape(4, 5, 1, 8, 8), list("abcd"), list("12345"))
-        assert address.startswith("data:image/png;base64,")
-        (subject.results_dir / name).write_bytes(b"\x89PNG")
-    prepare_workspace([subject])
-    trained = subject.identity(PARAMS, "train", data_digest(subject.profile), code)
-    files.write_json(subject.model_dir / "summary.json", {"identity": trained})
-    rows = [{"epoch": n, "val_clean": 0.9, "val_robust": 0.5, "loss": 1.0 / n, "energy_clean": -n} for n in (1, 2, 3)]
-    files.write_text(
-        subject.model_dir / "history.jsonl", "".join(files.json_text(r).replace("\n", "") + "\n" for r in rows)
-    )
+    arrays = {f"{kind}/energy": random.normal(-6, 1, 80) for kind in plots.KINDS}
+    arrays |= {"pictures/clean": images, "pictures/adversarial": 255 - images}
+    arrays |= {f"pictures/{name}": np.arange(20) % 10 for name in ("label", "clean-prediction")}
+    arrays |= {"pictures/adversarial-prediction": np.zeros(20, int)}
+    arrays |= {f"reliability/{name}": np.array([0.0, 0.5, 1.0]) for name in ("count", "confidence", "accuracy")}
+    files.write_npz(run.arrays("clean") / "arrays.npz", arrays)
+    for name in figures.SAMPLES:
+        files.write_png(run.arrays("generate") / f"{name}.png", images[0, 0])
+    rows = [{"epoch": n, "val_clean": 0.9, "loss": 1 / n} | dict.fromkeys(plots.ENERGIES, -n) for n in (1, 2)]
+    files.write_text(run.model_dir / "history.jsonl", "".join(f"{files.canonical(row).decode()}\n" for row in rows))
+    files.write_json(times_path(run, "train"), {"seconds": 90.0, "device": "cpu"})
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Numbers]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with four models, two of them with two seeds."""
     folder = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
         clean_environment(patch, folder)
-        models = [OURS, dataclasses.replace(OURS, seed=1), Subject("digits", "pgd_at", None, 0)]
-        models.append(Subject("digits", "external-cnn", None, 0, "abc"))
+        for model, seed in ((PARAMS.model, 0), (PARAMS.model, 1), ("base-jempp", 0), ("base-jempp", 1), ("pgd_at", 0)):
+            write_records(setup_of(PARAMS, model, seed), 0.4 if model == "base-jempp" else 0.6)
+        write_records(setup_of(PARAMS, "external-cnn"), 0.5, ["clean", "autoattack"])
         write_files(OURS)
-        found = results(OURS, 0.6)
-        arrays = provenance.file_hash(OURS.results_dir / "clean.npz")
-        own = [build_record(OURS, PARAMS, s, found[s], arrays if s == "clean" else None, code) for s in found]
-        files.write_json(OURS.results_dir / "generate.json", next(r for r in own if r["stage"] == "generate"))
-        records = own + [record for subject in models[1:] for record in records_of(PARAMS, subject)]
-        return folder, numbers_of(PARAMS, [r for r in records if r["variant"] or r["stage"] != "generate"])
+        tables.write_tables(frame.load(PARAMS, store=False))
+    return folder
 
 
 @pytest.fixture
-def numbers(workspace: tuple[Path, Numbers], monkeypatch: pytest.MonkeyPatch) -> Numbers:
-    clean_environment(monkeypatch, workspace[0])
-    return workspace[1]
+def results(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Results:
+    clean_environment(monkeypatch, folder)
+    return frame.load(PARAMS, store=False)
 
 
-@pytest.fixture(scope="module", params=["experiment", "comparison", "baseline", "nothing"])
-def text(request: pytest.FixtureRequest, workspace: tuple[Path, Numbers]) -> str:
-    folder, numbers = workspace
+@pytest.fixture(scope="module")
+def full(folder: Path) -> str:
+    """The page of that workspace."""
     with pytest.MonkeyPatch.context() as patch:
         clean_environment(patch, folder)
-        if request.param == "experiment":
-            return report.experiment(numbers, OURS)
-        if request.param == "baseline":
-            return report.experiment(numbers, Subject("digits", "pgd_at", None, 0))
-        if request.param == "comparison":
-            return report.comparison(PARAMS, numbers)
-        return report.experiment(numbers_of(PARAMS, []), Subject("digits", "base", "jem", 0))
+        return page.page(frame.load(PARAMS, store=False))
+
+
+@pytest.fixture(scope="module")
+def nothing(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of an empty workspace."""
+    with pytest.MonkeyPatch.context() as patch:
+        clean_environment(patch, tmp_path_factory.mktemp("empty"))
+        return page.page(frame.load(PARAMS, store=False))
+
+
+@pytest.fixture(params=["full", "nothing"])
+def text(request: pytest.FixtureRequest) -> str:
+    return str(request.getfixturevalue(request.param))
 
 
 def test_a_page_is_well_formed_and_its_identifiers_are_unique(text: str) -> None:
-    page = Page(text)
-    assert text.startswith("<!DOCTYPE html>") and page.all("html")[0]["lang"] == "en"
-    identifiers = Counter(a["id"] for _, a in page.tags if "id" in a)
-    assert [name for name, count in identifiers.items() if count > 1] == []
-    targets = {a["href"] for _, a in page.tags if (a.get("href") or "").startswith("#")}
-    used = {f"#{a['aria-labelledby']}" for _, a in page.tags if "aria-labelledby" in a}
-    drawn = set(re.findall(r"url\((#[^)]+)\)", text))
-    assert {target.removeprefix("#") for target in targets | used | drawn} <= set(identifiers)
+    shown = Page(text)
+    assert text.startswith("<!DOCTYPE html>") and shown.all("html")[0]["lang"] == "en"
+    identifiers = Counter(a["id"] for _, a in shown.tags if "id" in a)
+    assert set(identifiers.values()) == {1}
+    targets = {(a["href"] or "").removeprefix("#") for a in shown.all("a")}
+    assert targets | {a["aria-labelledby"] for a in shown.all("section")} <= set(identifiers)
 
 
 def test_a_page_needs_nothing_from_anywhere(text: str) -> None:
-    page = Page(text)
-    assert "http" not in text and "@import" not in text
-    assert {"script", "link", "iframe", "object", "embed", "base", "form"} & {tag for tag, _ in page.tags} == set()
-    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
-    assert all((a["src"] or "").startswith("data:image/png;base64,") for a in page.all("img"))
-    assert len(text.encode()) < html.LARGEST
+    shown = Page(text)
+    assert "http:" not in text and "https:" not in text and "@import" not in text
+    assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & {tag for tag, _ in shown.tags}
+    assert not [name for _, attributes in shown.tags for name in attributes if name.startswith("on")]
+    assert all((a["src"] or "").startswith("data:image/") for a in shown.all("img"))
 
 
 def test_a_page_can_be_read_with_keyboard_and_screen_reader(text: str) -> None:
-    page = Page(text)
-    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h\d", tag)]
+    shown = Page(text)
+    levels = [int(tag[1]) for tag, _ in shown.tags if re.fullmatch(r"h\d", tag)]
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
-    assert all(a.get("scope") in ("row", "col", "colgroup") for a in page.all("th"))
-    assert len(page.all("caption")) == len(page.all("table"))
-    assert all(len(a.get("alt") or "") > 20 for a in page.all("img"))
-    pictures = [a for tag, a in page.tags if tag == "div" and a.get("role") == "img"]
-    assert len(pictures) == len(page.all("svg")) and all(len(a["aria-label"] or "") > 20 for a in pictures)
-    assert all(a.get("tabindex") == "0" for _, a in page.tags if a.get("role") == "region")
-    assert len(page.all("summary")) == len(page.all("details"))
-    assert page.all("main") and page.all("nav") and page.all("a")[0]["href"] == "#main"
+    assert all(len(a.get("alt") or "") > 20 for a in shown.all("img"))
+    assert all(a.get("tabindex") == "0" for _, a in shown.tags if a.get("role") == "region")
+    assert len(shown.all("summary")) == len(shown.all("details")) and shown.all("main") and shown.all("nav")
 
 
-def test_equal_results_give_equal_pages(numbers: Numbers) -> None:
-    again = numbers_of(PARAMS, numbers.records)
-    assert report.experiment(numbers, OURS) == report.experiment(again, OURS)
+def test_equal_results_give_equal_pages(results: Results, full: str) -> None:
+    assert page.page(results) == full
 
 
-def test_an_experiment_shows_everything_that_it_has(numbers: Numbers) -> None:
-    text = report.experiment(numbers, OURS)
-    assert "Not here" not in text
-    words = " ".join(Page(text).words)
-    record = numbers.record(OURS, "clean")
-    assert record is not None
-    for value in (record["identity"], record["content"], record["model"], record["data"]):
-        assert value in words
-    assert "64.46" in words, "the published value of Table 1 stands in the claim ledger"
-    assert "dvc exp run -S profile=digits -S variant=jempp -S method=ebjdat" in words
-    cell = numbers.cell(OURS, "clean", "standard/pgd-20").readings[0]
-    assert f"{100 * cell.value:.1f}" in words
+def test_a_page_shows_everything_that_there_is(results: Results, full: str) -> None:
+    words, pictures = " ".join(Page(full).words), figures.model_pictures(OURS)
+    assert set(pictures) == {"energies", "training", "attacked", "reliability", *figures.SAMPLES}
+    assert all(picture.address in full and picture.caption in words for picture in pictures.values())
+    for record in results.records.values():
+        assert record["weights"] in words
+    assert "above the plain variant" in words, "what was found stands in the first lines"
+    assert "1.5" in words, "minutes of training"
+    assert "cnn" in words, "a model from elsewhere stands beside ours"
 
 
-@pytest.mark.parametrize("changed", ["clean.npz", "generate.json", "summary.json"])
-def test_files_of_another_run_are_not_shown_beside_the_records(
-    changed: str, workspace: tuple[Path, Numbers], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    folder, numbers = workspace
-    clean_environment(monkeypatch, Path(shutil.copytree(folder, tmp_path / "copy")))
-    if changed == "clean.npz":
-        files.write_npz(OURS.results_dir / changed, {"label": np.zeros(3)})
-    elif changed == "generate.json":
-        [other] = [r for r in records_of(PARAMS, dataclasses.replace(OURS, seed=7)) if r["stage"] == "generate"]
-        files.write_json(OURS.results_dir / changed, other)
-    else:
-        files.write_json(OURS.model_dir / changed, {"identity": "another"})
-    lost = len(Page(report.experiment(numbers, OURS)).all("figure"))
-    monkeypatch.chdir(folder)
-    assert lost < len(Page(report.experiment(numbers, OURS)).all("figure"))
+def test_a_page_holds_every_table_file_and_the_papers_come_first(folder: Path, full: str) -> None:
+    written = sorted((folder / "results/digits/tables").rglob("*.md"))
+    cells = [cell.strip() for path in written for cell in re.findall(r"[^|\n]+", path.read_text())]
+    words = " ".join(" ".join(Page(full).words).split())
+    assert len(written) > 10
+    lost = [cell for cell in cells if cell.strip("-: #") and "<!--" not in cell and cell.strip("# ") not in words]
+    assert lost == []
+    assert words.index("Table 1: AutoAttack") < words.index("Gradient masking report") < words.index("Provenance Built")
 
 
-def test_what_an_experiment_lacks_is_said(numbers: Numbers) -> None:
-    text = report.experiment(numbers_of(PARAMS, []), Subject("digits", "base", "sadajem", 0))
-    assert text.count("Not here: the stage") >= 5 and "No record answers for this model" in text
+def test_what_a_page_lacks_is_said(nothing: str) -> None:
+    words = " ".join(Page(nothing).words)
+    assert "has no numbers yet: dvc repro makes them" in words
+    assert words.count("Not on this machine") == 4 and words.count("Not here") == 2
 
 
-def test_a_comparison_holds_every_table_of_the_records(
-    numbers: Numbers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_failed_masking_indicators_come_first(results: Results) -> None:
+    assert page.masking_line(results).startswith("Failed: ")
+    record = results.records[PARAMS.model, 0, "masking"]
+    failed = {name: audit | {"passed": False} for name, audit in record["audits"].items()}
+    broken = {**results.records, (PARAMS.model, 0, "masking"): record | {"audits": failed}}
+    line = page.masking_line(Results(PARAMS, results.frame, broken, {}))
+    assert f"EB-JDAT-JEM++, seed 0: {next(iter(failed))}" in line
+
+
+def test_hostile_text_stays_text(results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    files.write_text(report.comparison_path("digits"), report.comparison(PARAMS, numbers))
-    assert report.check_comparison_matches_records(PARAMS, numbers) == []
-    fewer = numbers_of(PARAMS, [r for r in numbers.records if r["method"] != "pgd_at"])
-    wrong = report.check_comparison_matches_records(PARAMS, fewer)
-    assert any("Table 1" in title for title in wrong)
-    assert "cnn" in " ".join(Page(report.comparison(PARAMS, numbers)).words), (
-        "a model from elsewhere stands beside ours"
+    path = tmp_path / "table.md"
+    path.write_text(f"# {HOSTILE}\n\n{HOSTILE}\n\n| a | b |\n| --- | --- |\n| {HOSTILE.replace('|', '')} | 1 |\n")
+    shown = Page(page.table(path))
+    assert not shown.all("script") and sum("<script>" in word for word in shown.words) == 3
+    label = {"jempp": PARAMS.variants["jempp"].model_copy(update={"label": HOSTILE})}
+    hostile = Results(
+        PARAMS.model_copy(update={"variants": PARAMS.variants | label}), results.frame, results.records, {}
     )
+    assert not Page(page.page(hostile)).all("script")
 
 
-HOSTILE = '<script>alert("1")</script>&amp;\' --> ]]> </style></svg>'
+def test_the_committed_records_give_a_page_of_at_most_300_kb_without_its_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean_environment(monkeypatch, tmp_path)
+    (tmp_path / "results").symlink_to(ROOT / "results")
+    text = page.page(frame.load(PARAMS, store=False))
+    assert len(re.sub(r"data:image[^\"]*", "", text).encode()) < 300_000
 
 
-@pytest.mark.filterwarnings("ignore:constrained_layout not applied")
-def test_hostile_text_stays_text() -> None:
-    table = Table(
-        "t", HOSTILE, HOSTILE, HOSTILE, (Column(HOSTILE, HOSTILE),), (Row(HOSTILE, (Entry(*[HOSTILE] * 3),)),)
+def test_damaged_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clean_environment(monkeypatch, tmp_path)
+    assert figures.model_figures(OURS) == {}
+    files.write_text(OURS.model_dir / "history.jsonl", '{"epoch": 1}\n{"ep')
+    with pytest.raises(UserError, match=r"history\.jsonl is damaged"):
+        figures.model_figures(OURS)
+    files.write_text(OURS.arrays("clean") / "arrays.npz", "PK\x03\x04 and nothing")
+    with pytest.raises(UserError, match=r"arrays\.npz is damaged"):
+        figures.model_figures(OURS)
+
+
+def test_figures_of_a_model_are_png_files(results: Results) -> None:
+    found = figures.model_figures(OURS)
+    assert set(found) == {"energies.png", "training.png", "attacked.png", "reliability.png"}
+    assert all(content.startswith(b"\x89PNG") for content in found.values())
+
+
+def test_figures_of_all_models_have_equal_bytes_in_another_process(results: Results) -> None:
+    written = {path: path.read_bytes() for path in figures.write_figures(results)}
+    assert [path.name for path in written] == ["findings.svg", "tradeoff.svg"]
+    program = (
+        "from ebjdat.config import load_params; from ebjdat.results import figures, frame;"
+        f"figures.write_figures(frame.load(load_params({str(ROOT)!r}, 'digits'), store=False))"
     )
-    drawn = [
-        Figure(HOSTILE, HOSTILE, figures.curves("a", [Curve(HOSTILE, [0, 1], [0, 1])] * 2, HOSTILE, HOSTILE)),
-        Figure(HOSTILE, HOSTILE, figures.histograms("b", {HOSTILE: np.arange(5.0), "x": np.ones(3)}, HOSTILE)),
-        Figure(HOSTILE, HOSTILE, figures.intervals("c", {HOSTILE: [Point(HOSTILE, 0.5)], "x": []}, HOSTILE)),
-        Figure(HOSTILE, HOSTILE, address=figures.mosaic(np.zeros((1, 1, 3, 4, 4), np.uint8), [HOSTILE], [HOSTILE])),
-    ]
-    section = Section("s", HOSTILE, [HOSTILE], drawn, [table], [table], [(HOSTILE, HOSTILE)], [HOSTILE])
-    page = Page(html.page(HOSTILE, [HOSTILE], [section]))
-    assert not page.all("script")
-    assert sum(HOSTILE in word for word in page.words) > 15
+    subprocess.run([sys.executable, "-c", program], check=True, env={"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"})
+    assert {path: path.read_bytes() for path in written} == written
+    words = b"".join(written.values()).decode()
+    assert all(name in words for name in ("EB-JDAT-JEM++", "PGD-AT", "cnn")) and "mathdefault" not in words
 
 
-def test_a_page_that_is_too_large_is_refused(numbers: Numbers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(html, "LARGEST", 1000)
-    with pytest.raises(UserError, match="bytes, more than 1,000"):
-        report.experiment(numbers, OURS)
+def test_the_difference_figure_says_the_numbers_of_the_findings(results: Results) -> None:
+    found = figures.differences(results)
+    ours = found[PARAMS.model, "AutoAttack", "base"]
+    picture = figures.differences_picture(results)
+    assert ours.low > 0 and picture is not None and f"AutoAttack, minus the plain variant: {ours}" in picture.alt
+    assert (PARAMS.model, "AutoAttack", "control") not in found, "no numbers, no point"
 
 
-def test_damaged_arrays_are_named(tmp_path: Path) -> None:
-    path = tmp_path / "clean.npz"
-    path.write_bytes(b"PK\x03\x04 and nothing")
-    with pytest.raises(UserError, match=r"clean\.npz is damaged"):
-        report.read_arrays(path, {"arrays": provenance.file_hash(path)})
-    assert report.read_arrays(tmp_path / "none.npz", {"arrays": "0"}) == {}
+def test_plots_have_the_numbers_of_the_current_model(results: Results) -> None:
+    read = {path.stem: path.read_text().splitlines() for path in plots.write_plots(results)}
+    assert read["training"][0].startswith("epoch,loss,val_clean") and len(read["training"]) == 3
+    shares = np.array([line.split(",") for line in read["energies"][1:]], float)
+    assert np.allclose(shares[:, 1:].sum(axis=0), 1.0, atol=1e-4)
+    rate = results.rate(PARAMS.model, 0, "sweep", "standard/apgd-ce/radius-1/steps-20")
+    assert rate is not None
+    low, high = rate.interval()
+    assert f"32.0,{rate.accuracy},{low},{high}" in read["radius-standard"]
+    assert [line.split(",")[0] for line in read["radius-released"][1:]] == ["8.0", "16.0", "32.0", "64.0"]
 
 
-def test_arrays_of_another_run_are_not_shown(tmp_path: Path) -> None:
-    path = tmp_path / "clean.npz"
-    files.write_npz(path, {"label": np.zeros(3)})
-    assert set(report.read_arrays(path, {"arrays": provenance.file_hash(path)})) == {"label"}
-    assert report.read_arrays(path, {"arrays": "of another run"}) == {}
-    assert report.read_arrays(path, None) == {}
+def test_plots_without_data_have_their_header_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clean_environment(monkeypatch, tmp_path)
+    for path in plots.write_plots(frame.load(PARAMS, store=False)):
+        assert len(path.read_text().splitlines()) == 1
 
 
-def test_the_stage_writes_both_pages(numbers: Numbers) -> None:
-    params: Params = PARAMS
-    written = report.write_reports(params, numbers, OURS)
-    assert [path.as_posix() for path in written] == [
-        "results/digits/ebjdat-jempp/report.html",
-        "results/digits/report.html",
-    ]
+def test_dvc_finds_the_columns_that_its_plots_name() -> None:
+    import yaml
+
+    entries = [plot for one in yaml.safe_load((ROOT / "dvc.yaml").read_text())["plots"] for plot in one.values()]
+    named = [(name, columns) for plot in entries for axis in "xy" for name, columns in plot[axis].items()]
+    for name, columns in named:
+        header = (ROOT / name).read_text().splitlines()[0].split(",")
+        assert set([columns] if isinstance(columns, str) else columns) <= set(header), name

@@ -1,151 +1,179 @@
-"""The MLflow store: found from anywhere, written by several at once, and never in the way of a run."""
+"""The MLflow store: found from anywhere, written by several at once, completed from the disk, never in the way."""
 
 from __future__ import annotations
 
 import copy
-import random
+import json
+import shutil
 import sqlite3
 import subprocess
 import sys
 import time
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ebjdat import files
-from ebjdat.errors import UserError
-from ebjdat.provenance import ROOT
-from ebjdat.reporting import runs, tracking
-from ebjdat.reporting.records import record_path
-from ebjdat.subject import Subject
-from tests.synthetic import clean_environment, params_of_repository, records_of, use_empty_store, write_records
+from ebjdat import files, tracking
+from ebjdat.record import Record, read_records
+from ebjdat.tracking import Curves, Store, TrackingError
+from tests.synthetic import (
+    ROOT,
+    changed,
+    clean_environment,
+    params_of_repository,
+    setup_of,
+    use_empty_store,
+    write_records,
+)
 
 PARAMS = params_of_repository()
-SUBJECT = Subject.current(PARAMS)
+SETUP = setup_of(PARAMS)
+RUN = SETUP.run
 
 
 @pytest.fixture(autouse=True)
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return clean_environment(monkeypatch, tmp_path)
+    folder = tmp_path / "a checkout é"
+    (folder / ".dvc").mkdir(parents=True)
+    return clean_environment(monkeypatch, folder)
 
 
 @pytest.fixture
-def store(workspace: Path) -> tracking.Store:
+def store(workspace: Path) -> Store:
     use_empty_store()
-    return tracking.Store.open("digits")
+    return Store.open("digits")
 
 
-def broken(profile: str) -> tracking.Store:
-    raise tracking.TrackingError(f"no store for {profile}")
+def only_run(profile: str = "digits") -> Any:
+    (run,) = Store.open(profile).runs()
+    return run
 
 
-def curve(store: tracking.Store, training: str = "t") -> dict[int, float]:
-    run = store.parent(SUBJECT, training, {})
-    history = store.client.get_metric_history(run.info.run_id, "loss")
+def curve(name: str = "loss") -> dict[int, float]:
+    store = Store.open("digits")
+    history = store.client.get_metric_history(only_run().info.run_id, name)
     assert len(history) == len({point.step for point in history}), "a step was logged twice"
     return {point.step: point.value for point in history}
 
 
-def train(steps: range, connect: Callable[[str], tracking.Store] = tracking.Store.open) -> None:
-    with tracking.Curves(SUBJECT, "t", {"lr": 0.1}, flush_seconds=0.05, connect=connect) as curves:
-        for step in steps:
-            curves.log(step, {"loss": 1.0 / (step + 1), "nan": float("nan"), "phase": "warm", "flag": True})
+def rows(epochs: range) -> list[dict[str, Any]]:
+    return [{"epoch": n, "loss": 1 / n, "nan": float("nan"), "phase": "warm", "flag": True} for n in epochs]
+
+
+def train(epochs: range) -> None:
+    with Curves(SETUP) as curves:
+        for row in rows(epochs):
+            curves.log(row)
+
+
+def write_history(epochs: range) -> None:
+    files.write_text(RUN.model_dir / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows(epochs)))
 
 
 def test_the_store_is_named_by_the_environment_or_lies_in_the_main_checkout(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert tracking.store_uri() == f"sqlite:///{workspace}/mlflow.db"
+    assert tracking.address() == f"sqlite:///{workspace}/mlflow.db"
     (workspace / ".dvc/tmp/exps/queue").mkdir(parents=True)
     monkeypatch.chdir(workspace / ".dvc/tmp/exps/queue")
-    assert tracking.store_uri() == f"sqlite:///{workspace}/mlflow.db"
+    assert tracking.address() == f"sqlite:///{workspace}/mlflow.db"
     monkeypatch.setenv("DVC_ROOT", "/main")
-    assert tracking.store_uri() == "sqlite:////main/mlflow.db"
+    assert tracking.address() == "sqlite:////main/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///stores/mine.db")
+    assert tracking.address() == "sqlite:////main/stores/mine.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////stores/mine.db")
+    assert tracking.address() == "sqlite:////stores/mine.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server")
-    assert tracking.store_uri() == "http://server"
+    assert tracking.address() == "http://server"
 
 
-def test_a_model_has_one_run_and_its_curve(store: tracking.Store) -> None:
-    train(range(3))
-    run = store.parent(SUBJECT, "t", {})
-    assert run.info.run_name == "ebjdat-jempp-0"
-    assert run.info.status == "FINISHED"
-    assert run.data.params == {"lr": "0.1"}
-    assert tracking.curve_names(run) == ["loss"]
+def test_a_model_has_one_run_with_its_parameters_and_its_curve(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    with Curves(SETUP) as curves:
+        for row in rows(range(1, 4)):
+            curves.log(row)
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and not any(
+            "system/" in name for run in store.runs() for name in run.data.metrics
+        ):
+            time.sleep(0.1)
+    run = only_run()
+    assert (run.info.run_name, run.info.status) == ("ebjdat-jempp-0", "FINISHED")
+    assert (run.data.params["training.lr"], run.data.params["recipe.steps"]) == ("0.05", "10")
+    assert {name for name in run.data.metrics if "system/" not in name} == {"loss", "epochs"}
     assert "system/cpu_utilization_percentage" in run.data.metrics, "MLflow shows it among the system metrics"
     assert "energies of clean, adversarial and generated" in run.data.tags["mlflow.note.content"]
-    assert curve(store) == {0: 1.0, 1: 0.5, 2: pytest.approx(1 / 3)}
-    assert len(store.runs("tags.stage = 'train'")) == 1
+    named = {name: run.data.tags[name] for name in ("profile", "model", "method", "variant", "seed")}
+    assert list(named.values()) == ["digits", "ebjdat-jempp", "ebjdat", "jempp", "0"]
+    assert curve() == {1: 1.0, 2: 0.5, 3: pytest.approx(1 / 3)}
+    other = changed(SETUP, lr=0.01)
+    assert tracking.find_or_create(store, RUN, tracking.trained_with(other)) != run.info.run_id
 
 
-def test_a_resumed_training_continues_its_curve_without_repeating_a_step(store: tracking.Store) -> None:
-    train(range(3))
-    train(range(1, 5))
-    assert sorted(curve(store)) == [0, 1, 2, 3, 4]
+def test_a_resumed_training_continues_its_curve_without_repeating_a_step(store: Store) -> None:
+    train(range(1, 4))
+    train(range(2, 6))
+    assert sorted(curve()) == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (ValueError, "FAILED")])
-def test_a_run_that_ends_early_says_how(store: tracking.Store, error: type[BaseException], status: str) -> None:
-    with pytest.raises(error), tracking.Curves(SUBJECT, "t", {}, flush_seconds=0.05) as curves:
-        curves.log(0, {"loss": 1.0})
+def test_a_run_that_ends_early_says_how(store: Store, error: type[BaseException], status: str) -> None:
+    with pytest.raises(error), Curves(SETUP) as curves:
+        curves.log({"epoch": 1, "loss": 1.0})
+        curves.note_rollback({"retry": 1, "epoch": 1, "step": 2, "cause": "loss is nan"})
+        curves.diverged("x" * 9000)
         raise error
-    assert store.parent(SUBJECT, "t", {}).info.status == status
-    assert curve(store) == {0: 1.0}
+    run = only_run()
+    assert run.info.status == status and run.data.metrics["loss"] == 1.0
+    assert run.data.tags["rollback.1"] == "epoch 1, step 2: loss is nan"
+    assert set(run.data.tags["diverged"]) == {"x"}, "cut to what databases take"
 
 
-def test_without_a_store_training_goes_on_with_one_warning_and_the_curve_is_replayed(workspace: Path) -> None:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        train(range(50), connect=broken)
-    assert [w.category for w in caught] == [tracking.TrackingWarning]
-    assert len(list((workspace / ".mlflow/spool").glob("*.curves.json"))) == 1
-    use_empty_store()
-    store = tracking.Store.open("digits")
-    assert tracking.replay_curves(store, "another profile") == 0
-    assert tracking.replay_curves(store, "digits") == 1
-    assert sorted(curve(store)) == list(range(50))
-    assert store.parent(SUBJECT, "t", {}).info.status == "FINISHED"
-    assert not list((workspace / ".mlflow/spool").iterdir())
+def test_a_store_that_breaks_midway_is_completed_from_the_history(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original, calls = Store.log, []
 
-
-def test_a_store_that_breaks_midway_spools_what_it_did_not_take(store: tracking.Store) -> None:
-    original, calls = store.log, []
-
-    def log(*arguments: Any, **named: Any) -> None:
+    def log(*arguments: Any) -> None:
         calls.append(1)
         if len(calls) > 1:
-            raise tracking.TrackingError("gone")
-        original(*arguments, **named)
+            raise TrackingError("gone")
+        original(*arguments)
 
-    store.log = log  # type: ignore[method-assign]
-    curves = tracking.Curves(SUBJECT, "t", {}, flush_seconds=0.02, connect=lambda profile: store)
-    with pytest.warns(tracking.TrackingWarning, match="gone"), curves:
-        curves.log(0, {"loss": 1.0})
-        deadline = time.monotonic() + 10
-        while not calls and time.monotonic() < deadline:
-            time.sleep(0.01)
-        curves.log(1, {"loss": 0.5})
-    reopened = tracking.Store.open("digits")
-    tracking.replay_curves(reopened, "digits")
-    assert curve(reopened) == {0: 1.0, 1: 0.5}
+    with monkeypatch.context() as broken:
+        broken.setattr(Store, "log", log)
+        train(range(1, 6))
+    assert capsys.readouterr().err.count("gone") == 1
+    assert sorted(curve()) == [1] and only_run().info.status == "RUNNING"
+    records = write_records(SETUP, stages=["clean"])
+    write_history(range(1, 6))
+    assert tracking.log_records("digits", records) == 1
+    assert sorted(curve()) == [1, 2, 3, 4, 5] and only_run().info.status == "FINISHED"
 
 
-def test_strict_tracking_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(tracking.STRICT, "1")
-    with pytest.raises(UserError, match="EBJDAT_STRICT_TRACKING=1"):
-        train(range(3), connect=broken)
+def test_a_history_of_other_weights_than_the_records_is_left_alone(store: Store) -> None:
+    records = write_records(SETUP, stages=["clean"])
+    write_history(range(1, 4))
+    files.write_text(RUN.model_dir / "best.pt", "trained again")
+    tracking.log_records("digits", records)
+    assert "loss" not in only_run().data.metrics
 
 
-def test_neither_store_nor_spool_and_training_still_goes_on(
-    workspace: Path, capsys: pytest.CaptureFixture[str]
+def test_a_store_that_hangs_delays_the_end_by_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files.write_text(workspace / ".mlflow", "a file where the folder should be")
-    with pytest.warns(tracking.TrackingWarning, match="no store"):
-        train(range(3), connect=broken)
-    assert "could not be written" in capsys.readouterr().err
+    monkeypatch.setattr(tracking, "END_SECONDS", 0.2)
+
+    def hang(profile: str) -> Store:
+        time.sleep(3)
+        raise TrackingError("at last")
+
+    monkeypatch.setattr(Store, "open", hang)
+    started = time.monotonic()
+    train(range(1, 4))
+    assert time.monotonic() - started < 2
+    assert "did not answer within" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["not a database", "folder", "newer schema"])
@@ -159,79 +187,144 @@ def test_whatever_is_wrong_with_the_store_becomes_one_line(workspace: Path, dama
         use_empty_store()
         with sqlite3.connect(path) as database:
             database.execute("UPDATE alembic_version SET version_num = 'from the future'")
-    with pytest.raises(tracking.TrackingError) as caught:
-        tracking.Store.open("digits")
-    assert "mlflow.db failed" in str(caught.value)
+    with pytest.raises(TrackingError, match=r"mlflow\.db failed") as caught:
+        Store.open("digits")
     assert "\n" not in str(caught.value)
 
 
-def test_without_mlflow_installed_training_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "address",
+    ["postgresql://me:s3cret@nowhere/db", "nosuch://me:s3cr@t@host/x", "nosuch://host/db?user=me&password=s3cret"],
+)
+def test_a_password_in_an_address_is_never_printed(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    with pytest.raises(TrackingError) as caught:
+        Store.open("digits")
+    assert "s3cr" not in str(caught.value) and caught.value.__suppress_context__
+
+
+def test_a_deleted_experiment_is_told_by_its_name_and_how_to_restore_it(store: Store) -> None:
+    store.client.delete_experiment(store.experiment)
+    with pytest.raises(TrackingError, match=rf"experiment digits .* was deleted: restore it .*{store.experiment}`"):
+        Store.open("digits")
+    store.client.restore_experiment(store.experiment)
+    assert Store.open("digits").experiment == store.experiment
+
+
+def test_without_mlflow_installed_training_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "mlflow.tracking", None)
-    with pytest.warns(tracking.TrackingWarning, match="MLflow cannot be imported"):
-        train(range(3))
+    train(range(1, 4))
+    assert capsys.readouterr().err.count("MLflow cannot be imported") == 1
 
 
-def test_two_first_time_users_at_once_both_succeed(workspace: Path) -> None:
-    code = "from ebjdat.reporting.tracking import Store; print(Store.open('digits').experiment)"
-    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"]
+def test_two_first_time_users_at_once_both_succeed_and_share_one_run(workspace: Path) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from ebjdat.run import Run; from ebjdat.tracking import Store, find_or_create\n"
+        "print(find_or_create(Store.open('digits'), Run('digits', 'trades', 0), {'lr': 0.1}))"
+    )
+    command = [sys.executable, "-c", code]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = [process.communicate() for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     assert outputs[0][0] == outputs[1][0]
 
 
-def test_a_record_comes_back_from_the_store_alone_with_its_metrics_and_side_values(store: tracking.Store) -> None:
-    record = write_records(PARAMS, SUBJECT, stages=["clean"])[0]
-    path = record_path(SUBJECT, "clean")
-    run = runs.log_record(store, record, origin="run", side={"host": "h", "seconds": 1.5}, path=path)
-    (logged,) = runs.load(store)
-    assert logged.record == record
-    assert logged.metrics["standard/clean.n"] == 80
-    tags = store.client.get_run(run).data.tags
-    parent = store.parent(SUBJECT, record["training"], {})
-    assert tags["mlflow.parentRunId"] == parent.info.run_id
-    assert (tags["restored"], tags["side.host"], tags["protocols"]) == ("false", "h", "released,standard")
-    assert parent.info.status == "FINISHED"
-    names = {file.path for file in store.client.list_artifacts(run)}
-    assert names >= {"clean.json", "accuracies.json"}, "the record, and a table that MLflow compares between runs"
-
-
-def test_a_run_that_was_cut_short_or_damaged_does_not_count_as_logged(store: tracking.Store) -> None:
-    record = records_of(PARAMS, SUBJECT)[0]
-    parent = store.parent(SUBJECT, "t", {})
-    store.child(parent.info.run_id, "cut short", runs.pack(record))
-    assert runs.load(store) == []
-    store.child(parent.info.run_id, "damaged", {"record.0000": "AAAA", "content": "x"})
-    with pytest.warns(tracking.TrackingWarning, match="damaged"):
-        assert runs.load(store) == []
-
-
-def test_a_large_record_is_cut_into_tags_that_the_database_takes(store: tracking.Store) -> None:
-    record = records_of(PARAMS, SUBJECT)[0]
-    noise = random.Random(0).randbytes(20_000).hex()
-    tags = runs.pack({**record, "settings": {"noise": noise}})
-    assert len(tags) > 5
-    assert max(map(len, tags.values())) <= 5000
-    run = store.child(store.parent(SUBJECT, "t", {}).info.run_id, "large", tags)
-    assert {k: v for k, v in store.client.get_run(run).data.tags.items() if k.startswith("record.")} == tags
-
-
-def test_the_run_of_a_model_shows_the_headline_of_its_evaluations_and_what_was_measured_here_wins(
-    store: tracking.Store,
+def test_a_store_that_moved_with_its_checkout_writes_beside_itself(
+    store: Store, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = write_records(PARAMS, SUBJECT, stages=["clean"])[0]
-    wanted = runs.flatten(record)["standard/clean"]
+    records = write_records(SETUP, stages=["clean"])
+    tracking.log_records("digits", records)
+    moved = Path(shutil.move(workspace, workspace.with_name("moved")))
+    monkeypatch.chdir(moved)
+    assert tracking.log_records("digits", records + write_records(setup_of(PARAMS, "trades"), stages=["clean"])) == 1
+    for run in Store.open("digits").runs():
+        folder = moved / "mlartifacts/digits" / run.info.run_id / "artifacts"
+        assert run.info.artifact_uri == folder.as_uri() and (folder / "records/clean.json").is_file()
+    assert not workspace.exists()
+
+
+def test_records_are_logged_once_with_all_that_lies_beside_them(store: Store) -> None:
+    records = write_records(SETUP)
+    files.write_text(RUN.arrays("generate") / "samples.png", "a picture")
+    lock = f"  - path: {RUN.model_dir}\n    hash: md5\n    md5: 0123abcd.dir\n    size: 1\n"
+    files.write_text("dvc.lock", lock)
+    assert tracking.log_records("digits", records, lambda run: {"energies.png": b"drawn"}) == len(records) == 7
+    assert tracking.log_records("digits", list(read_records("digits"))) == 0
+    run = only_run()
+    logged = {name: value for record in records for name, value in tracking.metrics_of(record).items()}
+    assert {name: run.data.metrics[name] for name in logged} == logged
+    assert logged["clean/standard/clean.n"] == 80 and 0 < logged["clean/standard/clean"] < 1
+    assert run.data.metrics["seconds/clean"] > 0 and run.data.tags["device"] == "cpu" and run.data.tags["host"]
+    assert run.data.tags["dvc.model"] == "0123abcd.dir" and run.info.status == "FINISHED"
+    assert run.data.tags["evaluation.clean.images"] == "397", "what may change between evaluations is no param"
+    assert not any(name.startswith("evaluation") for name in run.data.params)
+    listed = {file.path for folder in ("records", "generate", "pictures") for file in artifacts(store, run, folder)}
+    assert {"records/clean.json", "generate/samples.png", "pictures/energies.png"} <= listed
+
+
+def artifacts(store: Store, run: Any, folder: str) -> list[Any]:
+    return list(store.client.list_artifacts(run.info.run_id, folder))
+
+
+def test_the_headline_has_short_names(store: Store) -> None:
+    records = write_records(SETUP)
+    write_history(range(1, 11))
+    tracking.log_records("digits", records)
+    metrics = only_run().data.metrics
+    assert set(tracking.HEADLINE) <= set(metrics)
+    assert metrics["accuracy_autoattack"] == metrics["autoattack/standard/autoattack"]
+    assert metrics["accuracy_autoattack_released"] == metrics["autoattack/released/union"]
+    assert metrics["frechet_distance"] == metrics["generate/generation/classifier-frechet"]
+    assert metrics["epochs"] == 10
+    verdicts = {"masking/masking/standard/noise": 0.0, "masking/masking/standard/one-step": 1.0}
+    assert tracking.headline(verdicts | {"masking/masking/passed": 0.0}) == {"masking_failed": 1.0}
+
+
+def test_a_record_that_was_cut_short_does_not_count_as_logged(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = write_records(SETUP, stages=["clean"])
+
+    def attach(*arguments: Any) -> None:
+        raise TrackingError("gone")
+
+    with monkeypatch.context() as broken, pytest.raises(TrackingError, match="gone"):
+        broken.setattr(Store, "attach", attach)
+        tracking.log_records("digits", records)
+    assert tracking.log_records("digits", records) == 1
+
+
+def with_correct(record: Record, correct: int) -> Record:
     other = copy.deepcopy(record)
-    other["rates"]["standard/clean"] |= {"correct": 0}
-    for answer, origin in ((other, "ledger"), (record, "run"), (other, "ledger")):
-        runs.log_record(store, answer, origin=origin)
-    run = store.parent(SUBJECT, record["training"], {})
-    assert run.data.metrics["headline/clean_accuracy"] == wanted > 0
-    assert tracking.curve_names(run) == [] and tracking.last_step(store, run) == -1, "a headline is no curve"
+    other["rates"]["standard/clean"] |= {"correct": correct}
+    return other
 
 
-def test_a_restored_model_gets_its_curve_from_its_history(store: tracking.Store) -> None:
-    record = write_records(PARAMS, SUBJECT, stages=["clean"])[0]
-    history: list[dict[str, Any]] = [{"epoch": 1, "loss": 0.5, "phase": "a"}, {"epoch": 2, "loss": 0.25}]
-    runs.log_record(store, record, origin="workspace", history=history)
-    assert curve(store, record["training"]) == {1: 0.5, 2: 0.25}
+def test_a_newer_record_replaces_the_numbers_of_an_older_one_and_back(store: Store) -> None:
+    (record,) = write_records(SETUP, stages=["clean"])
+    older = with_correct(record, 3)
+    older["values"] |= {"energy/gap-adversarial": 9.0, "energy/dropped": 1.0}
+    newer = with_correct(record, 5)
+    del newer["values"]["energy/gap-adversarial"]
+    for one, accuracy in ((older, 3 / 80), (newer, 5 / 80), (older, 3 / 80)):
+        assert tracking.log_records("digits", [one]) == 1
+        row = tracking.search("digits").iloc[0]
+        assert row["metrics.clean/standard/clean"] == row["metrics.accuracy_clean"] == accuracy
+        missing = row[["metrics.clean/energy/dropped", "metrics.energy_gap"]].isna().all() if one is newer else False
+        assert missing == (one is newer), "a number that the newer record lacks is missing in the store"
+
+
+def test_a_search_gives_one_row_per_run_and_leaves_mlflow_as_it_was(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(tracking.search("digits")) == 0
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    (record,) = write_records(SETUP, stages=["clean"])
+    other = copy.deepcopy(record)
+    other["params"]["training"]["lr"] = 0.5
+    tracking.log_records("digits", [record, other])
+    frame = tracking.search("digits")
+    assert sorted(frame["params.training.lr"]) == ["0.05", "0.5"]
+    assert set(frame["tags.record.clean"]) == {tracking.digest_of(record), tracking.digest_of(other)}
+    assert tracking.os.environ["MLFLOW_TRACKING_URI"] == "sqlite:///mlflow.db"

@@ -9,31 +9,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebjdat.config import Schedule, Variant, load_params
+from ebjdat.config import Variant
 from ebjdat.model.energy import EnergyModel
 from ebjdat.model.store import Architecture, model_digest, new_model
 from ebjdat.model.wideresnet import statistics
-from ebjdat.provenance import ROOT
-from ebjdat.subject import Subject
+from ebjdat.seeds import derive
 from ebjdat.training.adversary import inner_objective, project, sign_ascent
 from ebjdat.training.augmentation import add_noise, augment
-from ebjdat.training.normalisation import estimate_statistics
 from ebjdat.training.objective import EBJDAT, Batch, Prepared, energy_gap, energy_term
 from ebjdat.training.optimisers import learning_rate, sharpest_neighbour
-from ebjdat.training.recipes import recipe
+from ebjdat.training.recipes import objective_of, stream_of
 from ebjdat.training.replay_buffer import ReplayBuffer
 from ebjdat.training.samplers import UniformStart, chain, generate
-from ebjdat.training.streams import Streams, derive
+from ebjdat.training.selection import estimate_statistics
+from ebjdat.training.streams import Streams
+from tests.small_runs import PARAMS, small
+from tests.synthetic import setup_of
 
-PARAMS = load_params(ROOT / "params.yaml")
 TINY = Architecture(depth=10, width=1, channels=1, classes=10, norm="batch")
 EPS = 32 / 255
 
 
 def variant(name: str = "jempp", **changes: object) -> Variant:
-    import dataclasses
-
-    return dataclasses.replace(PARAMS.variants[name], **changes)
+    return PARAMS.variants[name].model_copy(update=changes)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -171,13 +169,10 @@ def _prepared() -> Prepared:
 
 def test_the_loss_is_the_weighted_sum_of_its_terms_in_float64() -> None:
     model = new_model(TINY, 0).double().train()
-    double = Prepared(
-        *[Batch(*(t.double() if t.is_floating_point() else t for t in (b.x, b.y, b.x_p))) for b in [_prepared().batch]],
-        _prepared().x_gen.double(),
-        _prepared().x_adv.double(),
-    )
+    x, x_p, x_gen, x_adv = torch.rand(4, 16, 1, 8, 8, generator=generator()).double()
+    double = Prepared(Batch(x, torch.arange(16) % 10, x_p), x_gen, x_adv)
     chosen = variant("jempp", reading="energy", w_px=0.45, w_clean=0.3, w_energy=0.2, w_adversarial=0.7, gap="mean")
-    total, _ = EBJDAT(chosen, EPS).loss(model, double)
+    total, _ = EBJDAT(EPS, chosen).loss(model, double)
 
     def f(x: Tensor) -> Tensor:
         with statistics(model, "batch"):
@@ -186,16 +181,16 @@ def test_the_loss_is_the_weighted_sum_of_its_terms_in_float64() -> None:
     def lse(x: Tensor) -> Tensor:
         return f(x).exp().sum(1).log().mean()
 
-    b = double.batch
-    expected = 0.45 * (-lse(b.x_p) + lse(double.x_gen)) + 0.3 * F.cross_entropy(f(b.x), b.y)
-    expected = expected + 0.7 * F.cross_entropy(f(double.x_adv), b.y) + 0.2 * (-lse(double.x_adv) + lse(b.x))
+    y = double.batch.y
+    expected = 0.45 * (-lse(x_p) + lse(x_gen)) + 0.3 * F.cross_entropy(f(x), y)
+    expected = expected + 0.7 * F.cross_entropy(f(x_adv), y) + 0.2 * (-lse(x_adv) + lse(x))
     assert float(total) == pytest.approx(float(expected), abs=1e-5)  # logits are float32
 
 
 def test_only_labelled_images_update_running_statistics() -> None:
     model, prepared = new_model(TINY, 0).train(), _prepared()
     mean = model.network.blocks[0].norm1.running_mean
-    EBJDAT(variant(), EPS).loss(model, prepared)
+    EBJDAT(EPS, variant()).loss(model, prepared)
     expected = torch.zeros_like(mean)
     for x in (prepared.batch.x, prepared.x_adv):
         expected = 0.9 * expected + 0.1 * model.network.stem(2 * x - 1).mean((0, 2, 3))
@@ -206,7 +201,7 @@ def test_crafting_and_chains_leave_the_model_untouched() -> None:
     model, batch = new_model(TINY, 0).train(), _prepared().batch
     before = model_digest(model)
     buffer = ReplayBuffer(64, UniformStart((1, 8, 8)), 0.05, generator())
-    prepared = EBJDAT(variant(), EPS).prepare(model, batch, buffer, Streams(0, "t", torch.device("cpu")))
+    prepared = EBJDAT(EPS, variant()).prepare(model, batch, buffer, Streams(0, "t", torch.device("cpu")))
     assert model_digest(model) == before and model.training
     assert all(p.grad is None for p in model.parameters())
     assert prepared.x_adv is not None
@@ -239,15 +234,13 @@ def test_adaptive_sharpness_moves_to_the_formulas_neighbour_and_back() -> None:
 
 
 def test_schedules_follow_their_definitions() -> None:
-    common = {"optimiser": "sgd", "weight_decay": 0.0, "batch_size": 2, "px_batch_size": 2, "train_eps": EPS}
-    steps = Schedule(lr=0.1, epochs=10, policy="step", milestones=(4, 8), gamma=0.2, **common)
-    assert learning_rate(steps, 0, 10, warmup=0) == 0.1
-    assert learning_rate(steps, 39, 10, warmup=0) == 0.1
-    assert learning_rate(steps, 40, 10, warmup=0) == pytest.approx(0.02)
-    assert learning_rate(steps, 80, 10, warmup=0) == pytest.approx(0.004)
-    assert learning_rate(steps, 4, 10, warmup=10) == pytest.approx(0.05)
-    cycle = Schedule(lr=0.1, epochs=10, policy="one_cycle", milestones=(), gamma=1.0, **common)
-    rates = [learning_rate(cycle, step, 10, 0) for step in range(100)]
+    training = small(lr=0.1, epochs=10, policy="step", milestones=(4, 8), gamma=0.2, warmup=0).training
+    assert training is not None
+    rates = [learning_rate(training, step, 10) for step in (0, 39, 40, 80)]
+    assert rates == pytest.approx([0.1, 0.1, 0.02, 0.004])
+    assert learning_rate(training.model_copy(update={"warmup": 10}), 4, 10) == pytest.approx(0.05)
+    cycle = training.model_copy(update={"policy": "one_cycle"})
+    rates = [learning_rate(cycle, step, 10) for step in range(100)]
     assert max(rates) == pytest.approx(0.1) and rates.index(max(rates)) == 30
     assert rates[0] == pytest.approx(0.004) and rates[-1] < 1e-4
 
@@ -285,13 +278,18 @@ def test_streams_are_independent_repeatable_and_resumable() -> None:
 @pytest.mark.parametrize("method", ["ebjdat", "base", "control"])
 @pytest.mark.parametrize("name", ["jem", "jempp", "sadajem"])
 def test_a_method_over_a_variant_is_data(method: str, name: str) -> None:
-    chosen = recipe(PARAMS, Subject("digits", method, name, 0))
-    assert chosen.variant is not None
-    published = PARAMS.variants[name]
-    assert chosen.adversarial is (method != "base")
-    assert chosen.variant.w_energy == (published.w_energy if method == "ebjdat" else 0.0)
-    assert chosen.variant.steps == (published.base_steps if method == "base" else published.steps)
-    assert chosen.norm == ("none" if name == "jem" else "batch")
+    setup, published = setup_of(PARAMS, f"{method}-{name}"), PARAMS.variants[name]
+    objective = objective_of(setup)
+    assert isinstance(objective, EBJDAT) and setup.training is not None
+    assert (objective.sees, objective.selected_by) == ("clean" if method == "base" else "both", "robust")
+    assert objective.eps == objective.reach == setup.training.train_eps
+    assert objective.recipe.w_energy == (published.w_energy if method == "ebjdat" else 0.0)
+    assert objective.recipe.steps == (published.base_steps if method == "base" else published.steps)
+    assert stream_of(setup.run) == f"{'ebjdat' if method == 'control' else method}-{name}"
+
+
+def test_without_projection_the_adversary_reaches_as_far_as_its_steps() -> None:
+    assert EBJDAT(0.1, variant(project=False, attack_steps=5, attack_step=0.4)).reach == pytest.approx(0.3)
 
 
 def test_samples_are_drawn_in_equal_batches() -> None:

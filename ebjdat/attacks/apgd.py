@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ebjdat.attacks.batches import Batches
-from ebjdat.attacks.linf import Loss, Radius, cross_entropy, uniform_like
+from ebjdat.attacks.linf import Loss, Radius, cross_entropy, evaluation, nothing, uniform_like
 
 MOMENTUM = 0.75
 RHO = 0.75
@@ -31,8 +31,7 @@ class Found:
     """What APGD found, per image.
 
     Attributes:
-        x_adv: (N,C,H,W) in the ball and in [0, 1]: a misclassified iterate where there was one, otherwise
-            the iterate of highest loss.
+        x_adv: (N,C,H,W): a misclassified iterate where there was one, otherwise the iterate of highest loss.
         broken: (N,) bool, whether some iterate was misclassified.
         loss: (N,) highest loss seen; with dropping, seen until the image broke.
     """
@@ -87,6 +86,7 @@ class APGD:
         samples: gradients per step (EOT); 1 for a model without randomness.
         loss: per-image loss that is raised.
         drop_broken: stop attacking an image once an iterate is misclassified.
+        tick: called after every iteration.
     """
 
     eps: Radius
@@ -95,6 +95,7 @@ class APGD:
     loss: Loss = cross_entropy
     drop_broken: bool = True
     batches: Batches = field(default_factory=Batches)
+    tick: Callable[[], object] = nothing
 
     def start(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """A random point whose largest pixel difference is exactly eps; not yet clipped to [0, 1]."""
@@ -116,38 +117,17 @@ class APGD:
         begin = (self.start(x, generator) if start is None else start).clamp(low, high)
         gradient, loss, right = self._evaluate(model, begin, y)
         found = Found(begin.clone(), ~right, loss.clone())
-        walk = self._begin(y, low, high, begin, gradient, loss)
+        walk = _begin(y, low, high, begin, gradient, loss, self.eps)
         periods = checkpoints(self.steps)
         for iteration in range(1, self.steps + 1):
             if self.drop_broken and bool(found.broken[walk.place].any()):
                 walk = walk.only(~found.broken[walk.place])
-            if not len(walk.place):
-                break
-            walk = self._advance(model, walk, found, momentum=MOMENTUM if iteration > 1 else 1.0)
+            if len(walk.place):
+                walk = self._advance(model, walk, found, momentum=MOMENTUM if iteration > 1 else 1.0)
             if iteration in periods:
                 walk = _judge(walk, periods[iteration])
+            self.tick()
         return found
-
-    def _begin(self, y: Tensor, low: Tensor, high: Tensor, begin: Tensor, gradient: Tensor, loss: Tensor) -> _Walk:
-        step = 2.0 * self.eps * torch.ones_like(begin[:, :1, :1, :1])
-        return _Walk(
-            place=torch.arange(len(begin), device=begin.device),
-            y=y,
-            low=low,
-            high=high,
-            x=begin,
-            x_before=begin,
-            gradient=gradient,
-            # The authors' code compares the first loss with a row of zeros, not with the start's loss.
-            loss=torch.zeros_like(loss),
-            step=step,
-            x_best=begin,
-            gradient_best=gradient,
-            loss_best=loss,
-            loss_judged=loss,
-            halved=torch.ones_like(loss, dtype=torch.bool),
-            rises=torch.zeros_like(loss),
-        )
 
     def _advance(self, model: nn.Module, walk: _Walk, found: Found, momentum: float) -> _Walk:
         """One step; ``found`` is updated in place."""
@@ -172,22 +152,30 @@ class APGD:
     def _evaluate(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradient (N,C,H,W), loss (N,) and whether the label wins (N,), over the mean of the samples."""
         copies = x.expand(self.samples, *x.shape).flatten(0, 1)
-        function: Callable[..., tuple[Tensor, ...]] = _evaluation(model, self.loss)
-        parts = self.batches.map(function, copies, y.repeat(self.samples))
+        parts = self.batches.map(evaluation(model, self.loss), copies, y.repeat(self.samples))
         gradient, loss, logits = (part.unflatten(0, (self.samples, -1)).mean(0) for part in parts)
         return gradient, loss, logits.argmax(1) == y
 
 
-def _evaluation(model: nn.Module, loss: Loss) -> Callable[..., tuple[Tensor, ...]]:
-    def evaluate(images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        images = images.detach().requires_grad_()
-        with torch.enable_grad():
-            logits = model(images)
-            losses = loss(logits, labels)
-        (gradient,) = torch.autograd.grad(losses.sum(), images)
-        return gradient, losses.detach(), logits.detach()
-
-    return evaluate
+def _begin(y: Tensor, low: Tensor, high: Tensor, x: Tensor, gradient: Tensor, loss: Tensor, eps: Radius) -> _Walk:
+    return _Walk(
+        place=torch.arange(len(x), device=x.device),
+        y=y,
+        low=low,
+        high=high,
+        x=x,
+        x_before=x,
+        gradient=gradient,
+        # The authors' code compares the first loss with a row of zeros, not with the start's loss.
+        loss=torch.zeros_like(loss),
+        step=2.0 * eps * torch.ones_like(x[:, :1, :1, :1]),
+        x_best=x,
+        gradient_best=gradient,
+        loss_best=loss,
+        loss_judged=loss,
+        halved=torch.ones_like(loss, dtype=torch.bool),
+        rises=torch.zeros_like(loss),
+    )
 
 
 def _judge(walk: _Walk, period: int) -> _Walk:

@@ -28,15 +28,8 @@ IDLE_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """Measured properties of one attack's images.
-
-    Attributes:
-        images: how many were attacked.
-        eps: radius, pixel units.
-        distance: largest |x_adv - x|, pixel units.
-        low, high: range of x_adv.
-        nan: images that hold a NaN.
-        changed: images that differ from the original.
+    """Measured properties of one attack's images: how many, radius and largest |x_adv - x| (pixel units), range of
+    x_adv, images with NaN, images that differ from the original.
     """
 
     images: int
@@ -48,7 +41,7 @@ class Audit:
     changed: int
 
     def plain(self) -> dict[str, Any]:
-        """As plain values for a record."""
+        """For a record."""
         return asdict(self)
 
 
@@ -65,13 +58,13 @@ def check_images(attack: str, x: Tensor, x_adv: Tensor, eps: float) -> Audit:
     if not len(x):
         return Audit(0, eps, 0.0, 0.0, 0.0, 0, 0)
     _check_range(f"{attack}: original", x)
-    nan = int(_per_image(x_adv.isnan()).any(1).sum())
+    nan = int(x_adv.isnan().flatten(1).any(1).sum())
     if nan:
         raise AuditError(
             f"{attack}: {nan} of {len(x)} adversarial images hold NaN, the attack divides by zero or overflows"
         )
     _check_range(f"{attack}: adversarial", x_adv)
-    distance = _per_image((x_adv - x).abs()).amax(1)
+    distance = (x_adv - x).abs().flatten(1).amax(1)
     outside = int((distance > eps + TOLERANCE).sum())
     worst = float(distance.max())
     if outside:
@@ -84,17 +77,12 @@ def check_images(attack: str, x: Tensor, x_adv: Tensor, eps: float) -> Audit:
 
 
 def _check_range(what: str, x: Tensor) -> None:
-    low, high = float(x.min()), float(x.max())
-    outside = int(((_per_image(x) < -TOLERANCE) | (_per_image(x) > 1.0 + TOLERANCE)).any(1).sum())
+    outside = int(((x < -TOLERANCE) | (x > 1.0 + TOLERANCE)).flatten(1).any(1).sum())
     if outside:
         raise AuditError(
-            f"{what}: {outside} of {len(x)} images leave [0, 1], the range is [{low:.4g}, {high:.4g}]: "
+            f"{what}: {outside} of {len(x)} images leave [0, 1], the range is [{x.min():.4g}, {x.max():.4g}]: "
             "images and attacks work in pixel units, the model maps to [-1, 1] itself"
         )
-
-
-def _per_image(x: Tensor) -> Tensor:
-    return x.reshape(len(x), -1)
 
 
 @contextmanager
@@ -111,11 +99,11 @@ def guarded(attack: str, model: nn.Module) -> Iterator[None]:
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.eval().requires_grad_(False)
     before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    trained = _Count()
-    hook = model.register_forward_pre_hook(lambda module, _: trained.add(module.training))
+    passes: list[bool] = []  # per forward pass whether it ran in training mode, which mixes the images of a batch
+    hook = model.register_forward_pre_hook(lambda module, _: passes.append(module.training))
     try:
         yield
-        _check_model(attack, model, before, trained.value)
+        _check_model(attack, model, before, sum(passes))
     finally:
         hook.remove()
         _restore(model, before)
@@ -123,16 +111,6 @@ def guarded(attack: str, model: nn.Module) -> Iterator[None]:
             module.training = training
         for parameter, wanted in gradients:
             parameter.requires_grad_(wanted)
-
-
-class _Count:
-    """Forward passes in training mode; they mix the images of a batch."""
-
-    def __init__(self) -> None:
-        self.value = 0
-
-    def add(self, training: bool) -> None:
-        self.value += training
 
 
 def _check_model(attack: str, model: nn.Module, before: dict[str, Tensor], trained: int) -> None:
@@ -183,7 +161,7 @@ def run_guarded(
 
 
 def check_batch_independence(model: nn.Module, x: Tensor, sizes: Sequence[int] = (1, 7, 100)) -> float:
-    """Predict images x (N,C,H,W) with several batch sizes; returns the largest difference of a logit.
+    """Predict images x (N,C,H,W) with several batch sizes; the largest difference of a logit.
 
     Raises:
         AuditError: a prediction depends on the batch size, as it does with batch statistics.
@@ -206,14 +184,10 @@ def check_batch_independence(model: nn.Module, x: Tensor, sizes: Sequence[int] =
 
 
 def check_effect(attack: str, robust: Tensor, peer: str, peer_robust: Tensor, right: Tensor) -> None:
-    """Compare two white-box attacks at one radius: neither may find almost nothing where the other does.
+    """Compare two white-box attacks by the images that withstand each, and those that were right before; (N,) bool.
 
-    This catches what the images cannot show: an attack whose failures are returned unchanged, such as FAB
-    with the wrong clipping range.
-
-    Args:
-        robust, peer_robust: (N,) bool, images that withstand the attack and its peer.
-        right: (N,) bool, images classified correctly without an attack.
+    This catches what the images cannot show: an attack whose failures are returned unchanged, such as FAB with the
+    wrong clipping range.
 
     Raises:
         AuditError: the peer breaks 10 images or more and the attack less than a tenth of them.

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -50,20 +51,21 @@ KINDS = (*_KINDS, "other")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One attack, or the cascade, on one slice of images."""
+    """One attack, or the cascade, on the images ``first`` to ``last`` - 1 of a protocol.
+
+    Attributes:
+        attack: a name of the official code, ``cascade`` for its version ``standard``, or ``cascade-start``.
+        steps: iterations, or queries of Square; of each attack of the cascade: its standard.
+        eps: pixel units.
+    """
 
     protocol: str
-    """Whose images and radius these are."""
     attack: str
-    """A name of the official code, ``cascade`` for its version ``standard``, or ``cascade-start``."""
     steps: int
-    """Iterations, or queries of Square; of each attack of the cascade: its standard."""
     targets: int
     eps: float
-    """Pixel units."""
     seed: int
     first: int
-    """The slice is images first to last - 1."""
     last: int
     checkpoint: str = "best"
 
@@ -90,9 +92,8 @@ class Outcome:
 
     Attributes:
         right: (n,) bool, classified correctly without an attack.
-        robust: per attack in the order run, (n,) bool, still correct after it. In a cascade that means after
-            it and all before; its first is what that attack finds alone, because both start from the
-            same batch and seed.
+        robust: per attack in the order run, (n,) bool, still correct after it; in a cascade after it and all before.
+            Its first is what that attack finds alone, because both start from the same batch and seed.
         audit: measured properties of the final images.
         warnings: texts of the official code with how often they came.
     """
@@ -114,11 +115,7 @@ def kind_of(warning: str) -> str:
 
 
 def package() -> str:
-    """Name of the installed official package.
-
-    Raises:
-        UserError: none is installed.
-    """
+    """Name of the installed official package; UserError where there is none."""
     for name in PACKAGES:
         if importlib.util.find_spec(name) is not None:
             return name
@@ -135,10 +132,7 @@ def package_version() -> str:
 
 
 def official(model: nn.Module, job: Job) -> Any:
-    """The official ``AutoAttack`` object for a job, with the settings of version ``standard`` per attack.
-
-    ``custom`` alone would keep five restarts and 100 iterations, so they are set on the attack objects.
-    """
+    """The official ``AutoAttack`` object for a job; ``custom`` alone would keep five restarts and 100 iterations."""
     kind = importlib.import_module(package()).AutoAttack
     accepted = inspect.signature(kind).parameters
     options: dict[str, Any] = {"norm": "Linf", "eps": job.eps, "seed": job.seed, "device": str(device_of(model))}
@@ -222,32 +216,26 @@ class _Watch:
 
     def attach(self, adversary: Any) -> None:
         """Wrap methods of this object; classes stay as they are."""
-        adversary.get_logits = self._predicting(adversary.get_logits)
+        adversary.get_logits = partial(self._predict, adversary.get_logits)
         for name in self.attacks:
             attack = getattr(adversary, _OBJECTS[name])
-            attack.perturb = self._attacking(name, attack.perturb)
+            attack.perturb = partial(self._attack, name, attack.perturb)
 
-    def _attacking(self, name: str, perturb: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def attacking(*arguments: Any, **options: Any) -> Tensor:
-            x_adv = perturb(*arguments, **options)
-            self.running = name
-            return x_adv
+    def _attack(self, name: str, perturb: Callable[..., Tensor], *arguments: Any, **options: Any) -> Tensor:
+        x_adv = perturb(*arguments, **options)
+        self.running = name
+        return x_adv
 
-        return attacking
-
-    def _predicting(self, get_logits: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        def predicting(x: Tensor) -> Tensor:
-            logits = get_logits(x)
-            if self.running:
-                attacked = self.robust.nonzero().squeeze(1)
-                self.robust[attacked] = logits.max(1)[1] == self.y[attacked]
-                self.after[self.running] = self.robust.cpu().numpy().copy()
-            else:
-                self.robust = logits.max(1)[1] == self.y
-                self.right = self.robust.cpu().numpy().copy()
-            return logits
-
-        return predicting
+    def _predict(self, get_logits: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        logits = get_logits(x)
+        if self.running:
+            attacked = self.robust.nonzero().squeeze(1)
+            self.robust[attacked] = logits.max(1)[1] == self.y[attacked]
+            self.after[self.running] = self.robust.cpu().numpy().copy()
+        else:
+            self.robust = logits.max(1)[1] == self.y
+            self.right = self.robust.cpu().numpy().copy()
+        return logits
 
     def outcome(self) -> dict[str, np.ndarray]:
         """Per attack the robust images after it; attacks that had no image left found nothing to do."""
@@ -280,12 +268,19 @@ def _untraced() -> Iterator[None]:
 
 
 class _Listener(logging.Handler):
+    """Counts warnings of the official logger; also stands in for the upstream package's own logger, which prints."""
+
     def __init__(self, counted: Counter[str]) -> None:
         super().__init__(logging.WARNING)
         self.counted = counted
 
     def emit(self, record: logging.LogRecord) -> None:
         self.counted[record.getMessage()] += 1
+
+    def log(self, text: str) -> None:
+        """Count warnings, drop progress."""
+        if text.startswith("Warning: "):
+            self.counted[text.removeprefix("Warning: ")] += 1
 
 
 @contextmanager
@@ -302,20 +297,8 @@ def _listening(counted: Counter[str]) -> Iterator[None]:
         logger.propagate = propagate
 
 
-class _UpstreamLogger:
-    """Stands in for the upstream package's own logger, which prints."""
-
-    def __init__(self, counted: Counter[str]) -> None:
-        self.counted = counted
-
-    def log(self, text: str) -> None:
-        """Count warnings, drop progress."""
-        if text.startswith("Warning: "):
-            self.counted[text.removeprefix("Warning: ")] += 1
-
-
 def _redirect_upstream(adversary: Any, counted: Counter[str]) -> None:
     if isinstance(getattr(adversary, "logger", None), logging.Logger):
         return
     for holder in (adversary, adversary.apgd, adversary.apgd_targeted):
-        holder.logger = _UpstreamLogger(counted)
+        holder.logger = _Listener(counted)

@@ -21,11 +21,8 @@ Function = Callable[..., tuple[Tensor, ...]]
 class Batches:
     """Maps functions over at most ``size`` images at a time.
 
-    Out of memory halves ``size``, says so on stderr and starts the call again; the smaller size
-    then stays.
-
-    Raises:
-        UserError: one image does not fit.
+    Out of memory halves ``size`` for good, says so on stderr and starts the call again; UserError where one image
+    does not fit.
     """
 
     def __init__(self, size: int = 2000) -> None:

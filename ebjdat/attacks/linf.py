@@ -17,13 +17,17 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from ebjdat.attacks.batches import Batches
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits (N,classes), labels (N,)) -> what the attack raises, per image (N,)."""
 Radius = float | Tensor
+
+
+def nothing() -> None:
+    """What happens after a step that nobody counts."""
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -47,22 +51,29 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return others - logits.gather(1, y[:, None]).squeeze(1)
 
 
-def uniform_like(x: Tensor, generator: torch.Generator) -> Tensor:
+def uniform_like(x: Tensor, generator: Generator) -> Tensor:
     """Independent U(-1, 1) of the shape, type and device of x, drawn on the generator's device."""
     noise = torch.rand(x.shape, generator=generator, device=generator.device, dtype=x.dtype)
     return noise.to(x.device).mul_(2.0).sub_(1.0)
 
 
-def input_gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss, batches: Batches) -> Tensor:
-    """Gradient (N,C,H,W) of each image's own loss with respect to that image."""
+def evaluation(model: nn.Module, loss: Loss) -> Callable[..., tuple[Tensor, ...]]:
+    """(images, labels) -> gradient (N,C,H,W) of each own loss by its image, losses (N,), logits (N,classes)."""
 
-    def gradient(images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    def evaluate(images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         images = images.detach().requires_grad_()
         with torch.enable_grad():
-            total = loss(model(images), labels).sum()
-        return torch.autograd.grad(total, images)
+            logits = model(images)
+            losses = loss(logits, labels)
+        (gradient,) = torch.autograd.grad(losses.sum(), images)
+        return gradient, losses.detach(), logits.detach()
 
-    return batches.map(gradient, x, y)[0]
+    return evaluate
+
+
+def input_gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss, batches: Batches) -> Tensor:
+    """Gradient (N,C,H,W) of each image's own loss with respect to that image."""
+    return batches.map(evaluation(model, loss), x, y)[0]
 
 
 @dataclass
@@ -75,7 +86,7 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SignAttack(ABC):
-    """The shared loop; a subclass says where to go."""
+    """The shared loop; a subclass says where to go. ``tick`` is called after every step."""
 
     eps: Radius
     step: Radius
@@ -83,25 +94,22 @@ class SignAttack(ABC):
     random_start: bool = False
     loss: Loss = cross_entropy
     batches: Batches = field(default_factory=Batches)
+    tick: Callable[[], object] = nothing
 
-    def start(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def start(self, x: Tensor, generator: Generator) -> Tensor:
         """x, or a uniform point of the ball around it; not yet clipped to [0, 1]."""
         return x + self.eps * uniform_like(x, generator) if self.random_start else x
 
     @abstractmethod
-    def direction(
-        self, model: nn.Module, x_adv: Tensor, y: Tensor, memory: Memory, generator: torch.Generator
-    ) -> Tensor:
+    def direction(self, model: nn.Module, x_adv: Tensor, y: Tensor, memory: Memory, generator: Generator) -> Tensor:
         """Whose sign is the next step, (N,C,H,W)."""
 
     def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator, start: Tensor | None = None
+        self, model: nn.Module, x: Tensor, y: Tensor, generator: Generator, start: Tensor | None = None
     ) -> Tensor:
         """Adversarial images: the last iterate, in the ball around x and in [0, 1].
 
         Args:
-            model: images -> logits; should be in eval mode.
-            x: images to attack.
             y: labels, or targets where the loss is targeted.
             generator: random start and neighbours.
             start: first iterate instead of the attack's own; projected first.
@@ -113,6 +121,7 @@ class SignAttack(ABC):
         for _ in range(self.steps):
             direction = self.direction(model, x_adv, y, memory, generator)
             x_adv = (x_adv + self.step * direction.sign()).clamp(low, high)
+            self.tick()
         return x_adv.detach()
 
 
@@ -122,9 +131,7 @@ class PGD(SignAttack):
     One step of size eps without a random start is FGSM (Goodfellow et al., ICLR 2015, arXiv:1412.6572).
     """
 
-    def direction(
-        self, model: nn.Module, x_adv: Tensor, y: Tensor, memory: Memory, generator: torch.Generator
-    ) -> Tensor:
+    def direction(self, model: nn.Module, x_adv: Tensor, y: Tensor, memory: Memory, generator: Generator) -> Tensor:
         """The gradient."""
         return input_gradient(model, x_adv, y, self.loss, self.batches)
 
@@ -135,9 +142,7 @@ class MIFGSM(SignAttack):
 
     decay: float = 1.0
 
-    def direction(
-        self, model: nn.Module, x_adv: Tensor, y: Tensor, memory: Memory, generator: torch.Generator
-    ) -> Tensor:
+    def direction(self, model: nn.Module, x_adv: Tensor, y: Tensor, memory: Memory, generator: Generator) -> Tensor:
         """The momentum of gradients, each divided by its mean absolute value."""
         gradient = input_gradient(model, x_adv, y, self.loss, self.batches)
         memory.momentum = self.decay * memory.momentum + _normalised(gradient)
@@ -148,16 +153,13 @@ class MIFGSM(SignAttack):
 class VMIFGSM(MIFGSM):
     """Variance-tuned MI-FGSM (Wang & He, CVPR 2021, arXiv:2103.15571).
 
-    The variance term is the mean gradient at ``neighbours`` points around the iterate minus the
-    gradient at the iterate, taken from the step before.
+    The variance is the mean gradient at ``neighbours`` points around the last iterate minus the gradient there.
     """
 
     neighbours: int = 20
     beta: float = 1.5
 
-    def direction(
-        self, model: nn.Module, x_adv: Tensor, y: Tensor, memory: Memory, generator: torch.Generator
-    ) -> Tensor:
+    def direction(self, model: nn.Module, x_adv: Tensor, y: Tensor, memory: Memory, generator: Generator) -> Tensor:
         """The momentum of variance-tuned gradients."""
         gradient = input_gradient(model, self.look_ahead(x_adv, memory), y, self.loss, self.batches)
         memory.momentum = self.decay * memory.momentum + _normalised(gradient + memory.variance)
@@ -170,7 +172,7 @@ class VMIFGSM(MIFGSM):
         """Where the gradient is taken: at the iterate."""
         return x_adv
 
-    def offsets(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def offsets(self, x: Tensor, generator: Generator) -> Tensor:
         """Offsets of the neighbours, (neighbours,N,C,H,W), uniform within +-beta * eps."""
         shape = x.expand(self.neighbours, *x.shape)
         return self.beta * self.eps * uniform_like(shape, generator)
@@ -187,18 +189,14 @@ class VNIFGSM(VMIFGSM):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EOTPGD(SignAttack):
-    """PGD on the mean of ``samples`` gradients (Athalye et al., ICML 2018, arXiv:1707.07397; Zimmermann,
-    arXiv:1907.00895).
+    """PGD on the mean of ``samples`` gradients (Athalye et al., arXiv:1707.07397; Zimmermann, arXiv:1907.00895).
 
-    It differs from PGD only where the model is random; each of the ``samples`` copies of an image
-    meets its own noise.
+    It differs from PGD only where the model is random; each of the ``samples`` copies of an image meets its own noise.
     """
 
     samples: int = 2
 
-    def direction(
-        self, model: nn.Module, x_adv: Tensor, y: Tensor, memory: Memory, generator: torch.Generator
-    ) -> Tensor:
+    def direction(self, model: nn.Module, x_adv: Tensor, y: Tensor, memory: Memory, generator: Generator) -> Tensor:
         """The mean gradient over the model's randomness."""
         copies = x_adv.expand(self.samples, *x_adv.shape).flatten(0, 1)
         gradients = input_gradient(model, copies, y.repeat(self.samples), self.loss, self.batches)
@@ -206,17 +204,12 @@ class EOTPGD(SignAttack):
 
 
 class NoisyModel(nn.Module):
-    """A model with Gaussian input noise inside: every forward pass draws anew.
+    """A model with Gaussian input noise of ``sigma`` (pixel units) inside: every forward pass draws anew.
 
     The noise is not clipped, because clipping would hide the gradient of black and white pixels.
-
-    Args:
-        model: images in [0, 1] -> logits.
-        sigma: standard deviation in pixel units.
-        generator: source of the noise.
     """
 
-    def __init__(self, model: nn.Module, sigma: float, generator: torch.Generator) -> None:
+    def __init__(self, model: nn.Module, sigma: float, generator: Generator) -> None:
         super().__init__()
         self.model, self.sigma, self.generator = model, sigma, generator
 

@@ -1,140 +1,89 @@
-"""Many AutoAttack jobs: each runs once, its outcome lies on disk, and a killed evaluation goes on.
-
-An outcome carries the identity of everything that decided it. The official package's own resume file has
-neither model nor data nor radius in it, so it is not used.
-"""
+"""Many AutoAttack jobs: each runs once, its outcome lies on disk, and a killed evaluation goes on."""
 
 from __future__ import annotations
 
 import concurrent.futures
-import hashlib
 import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ebjdat import files
 from ebjdat.attacks.autoattack import Job, Outcome, device_of, package_version, run_job
-from ebjdat.errors import UserError
+from ebjdat.attacks.outcomes import NOTHING, Found, Outcomes, slice_hash
 from ebjdat.progress import Progress
 
 Loaders = Mapping[str, Callable[[], nn.Module]]
 """What makes a model, by the name of its checkpoint."""
-
-
-def identity_of(job: Job, x: Tensor, y: Tensor, made_by: dict[str, str]) -> dict[str, str]:
-    """Everything that decides a job's outcome, as text; ``made_by`` names the model and the code."""
-    data = hashlib.sha256()
-    for tensor in (x, y):
-        data.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        data.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    settings = {name: str(value) for name, value in asdict(job).items()}
-    return made_by | settings | {"data slice": data.hexdigest(), "package": package_version()}
-
-
-def save_outcome(path: Path, identity: dict[str, str], outcome: Outcome) -> None:
-    """Write an outcome with its identity, atomically."""
-    fields = {
-        "right": _text(outcome.right),
-        # Order matters in a cascade, and JSON files are written with sorted keys.
-        "robust": [[name, _text(flags)] for name, flags in outcome.robust.items()],
-        "audit": outcome.audit,
-        "warnings": outcome.warnings,
-    }
-    files.write_json(path, {"identity": identity, "outcome": fields})
-
-
-def load_outcome(path: Path, identity: dict[str, str]) -> Outcome | None:
-    """The outcome of this very job, or None where there is none yet.
-
-    Raises:
-        UserError: the file is damaged or belongs to another model, data slice, attack, radius, seed or code.
-    """
-    if not path.is_file():
-        return None
-    stored = files.read_json(path)
-    try:
-        found, fields = stored["identity"], stored["outcome"]
-        foreign = sorted(name for name in {*identity, *found} if identity.get(name) != found.get(name))
-        outcome = Outcome(
-            _flags(fields["right"]),
-            {name: _flags(text) for name, text in fields["robust"]},
-            fields["audit"],
-            fields["warnings"],
-        )
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(f"{path} is not a state of AutoAttack: delete it and run again") from None
-    if foreign:
-        details = "; ".join(f"{name}: expected {identity.get(name)}, found {found.get(name)}" for name in foreign)
-        raise UserError(f"{path} is the state of another evaluation ({details}): delete it and run again")
-    return outcome
-
-
-def _text(flags: np.ndarray) -> str:
-    return "".join("1" if flag else "0" for flag in flags)
-
-
-def _flags(text: str) -> np.ndarray:
-    if set(text) - {"0", "1"}:
-        raise ValueError("flags are 0 and 1")
-    return np.array([letter == "1" for letter in text], dtype=bool)
+Images = Mapping[Job, tuple[Tensor, Tensor]]
+"""Slice (x, y) of each job."""
 
 
 def run_jobs(
     jobs: Sequence[Job],
     load: Loaders,
-    images: dict[Job, tuple[Tensor, Tensor]],
+    images: Images,
     *,
-    folder: Path,
-    made_by: dict[str, str],
+    done: Outcomes = NOTHING,
     workers: int = 1,
+    label: str = "autoattack",
 ) -> dict[Job, Outcome]:
-    """Outcomes of all jobs; those already in ``folder`` are read, the others are written as they finish.
+    """Outcomes of all jobs; those in ``done`` are read, the others are written there as they finish.
 
     Args:
         jobs: distinct jobs.
         load: makes the model of each checkpoint; picklable when there are several workers.
-        images: slice (x, y) of each job.
-        folder: for this evaluation alone.
-        made_by: identity of models and code.
         workers: processes, on a CPU as many as it has cores, on GPUs one for each. On a CPU each uses
             one thread whatever their number, so outcomes do not depend on it; small batches gain
             nothing from a second thread.
+        label: of the progress.
 
     Raises:
-        UserError: see :func:`load_outcome`. AuditError: see :func:`run_job`.
+        UserError: see :meth:`Outcomes.read`. AuditError: see :func:`run_job`.
     """
-    identities = {job: identity_of(job, *images[job], made_by) for job in jobs}
-    paths = {job: folder / f"{job.label}.json" for job in jobs}
-    outcomes = {job: load_outcome(paths[job], identities[job]) for job in jobs}
-    waiting = sorted((job for job in jobs if outcomes[job] is None), key=_cost, reverse=True)
-    with Progress(len(jobs), "autoattack", unit="attack") as progress:
-        if len(waiting) < len(jobs):
-            progress.advance(len(jobs) - len(waiting))
+    decided_by = {job: _decided_by(job, *images[job]) for job in jobs}
+    outcomes = {job: _outcome(found) for job in jobs if (found := done.read(job.label, **decided_by[job]))}
+    waiting = sorted((job for job in jobs if job not in outcomes), key=_passes, reverse=True)
+    with Progress(sum(map(_passes, jobs)), label, unit="pass") as progress:
+        progress.skip(sum(map(_passes, outcomes)))
         for job, outcome in _run(waiting, load, images, workers):
-            save_outcome(paths[job], identities[job], outcome)
+            flags = {"right": outcome.right, **outcome.robust}
+            done.write(job.label, flags, {"audit": outcome.audit, "warnings": outcome.warnings}, **decided_by[job])
             outcomes[job] = outcome
-            progress.advance(robust=float(outcome.final.mean()))
-    return {job: outcome for job, outcome in outcomes.items() if outcome is not None}
+            progress.advance(_passes(job), **_robust(outcomes))
+    return {job: outcomes[job] for job in jobs}
 
 
-def _cost(job: Job) -> int:
+def _decided_by(job: Job, x: Tensor, y: Tensor) -> dict[str, str]:
+    settings = {name: str(value) for name, value in asdict(job).items()}
+    return settings | {"data slice": slice_hash(x, y), "package": package_version()}
+
+
+def _outcome(found: Found) -> Outcome:
+    flags, plain = found
+    robust = {name: flag for name, flag in flags.items() if name != "right"}
+    return Outcome(flags["right"], robust, plain["audit"], plain["warnings"])
+
+
+def _robust(outcomes: Mapping[Job, Outcome]) -> dict[str, float]:
+    """Accuracy after the cascade on the slices that are through; nothing before the first."""
+    found = [outcome.final for job, outcome in outcomes.items() if job.attack == "cascade"]
+    return {"robust": float(np.concatenate(found).mean())} if found else {}
+
+
+def _passes(job: Job) -> int:
     """Rough number of passes, to start long jobs first."""
     known = {"cascade": 11_000, "cascade-start": 2_000}
     return known.get(job.attack, job.steps * 2 * max(job.targets, 1))
 
 
-def _run(
-    jobs: Sequence[Job], load: Loaders, images: dict[Job, tuple[Tensor, Tensor]], workers: int
-) -> Iterator[tuple[Job, Outcome]]:
+def _run(jobs: Sequence[Job], load: Loaders, images: Images, workers: int) -> Iterator[tuple[Job, Outcome]]:
     if workers == 1 or len(jobs) < 2:
         models: dict[str, nn.Module] = {}
         for job in jobs:
@@ -152,7 +101,9 @@ def _run(
         places.put(place if on_gpus else None)
     pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), context, _begin, (load, places))
     try:
-        running = {pool.submit(_work, *_arrays(images[job]), job): job for job in jobs}
+        # Tensors would travel through shared memory, which containers keep small.
+        arrays = {job: (images[job][0].cpu().numpy(), images[job][1].cpu().numpy()) for job in jobs}
+        running = {pool.submit(_work, *arrays[job], job): job for job in jobs}
         for future in concurrent.futures.as_completed(running):
             yield running[future], future.result()
     finally:
@@ -190,11 +141,6 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _arrays(images: tuple[Tensor, Tensor]) -> tuple[np.ndarray, np.ndarray]:
-    # Tensors would travel through shared memory, which containers keep small.
-    return images[0].cpu().numpy(), images[1].cpu().numpy()
 
 
 def _work(x: np.ndarray, y: np.ndarray, job: Job) -> Outcome:

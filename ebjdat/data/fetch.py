@@ -18,8 +18,8 @@ class Unavailable(Exception):
 def cache_folder() -> Path:
     """Folder for verified downloads, shared by all profiles and checkouts.
 
-    ``EBJDAT_CACHE`` if set, else ``ebjdat`` in the user's cache folder (XDG). It is only a copy:
-    everything in it is verified at each use and may be deleted at any time.
+    ``EBJDAT_CACHE`` if set, else ``ebjdat`` in the user's cache folder (XDG). It is only a copy: everything in it is
+    verified at each use and may be deleted at any time.
     """
     chosen = os.environ.get("EBJDAT_CACHE")
     if chosen:

@@ -1,24 +1,23 @@
 """Class-conditional Gaussians: the informative start of Langevin chains.
 
-JEM++ (Yang and Ji, ICCV 2021) starts its chains from one full-covariance Gaussian per class,
-N(mean_y, cov_y + 1e-4 I) over the flattened image, clamped to the image range. The Gaussians are
-fitted here on the raw images of the train split, so that no validation or test image leaks into
-a chain.
+JEM++ (Yang and Ji, ICCV 2021) starts its chains from one full-covariance Gaussian per class, N(mean_y, cov_y + 1e-4 I)
+over the flattened image, clamped to the image range. The Gaussians are fitted here on the raw images of the train
+split, so that no validation or test image leaks into a chain.
 
-Images are in [0, 1]; the jitter 1e-4 is printed for images in [-1, 1], where it is four times
-larger, hence 0.25e-4 here. The fit is float64, the stored factors float32 lower triangles
-packed row by row: 10 x 3072 x 3073 / 2 x 4 bytes = 189 MB for CIFAR-10, half of the full matrices.
+Images are in [0, 1]; the jitter 1e-4 is printed for images in [-1, 1], where it is four times larger, hence 0.25e-4
+here. The fit is float64, the stored factors float32 lower triangles packed row by row: 10 x 3072 x 3073 / 2 x 4 bytes =
+189 MB for CIFAR-10, half of the full matrices.
 """
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ebjdat import files
 from ebjdat.errors import UserError
@@ -38,27 +37,20 @@ class Mixture:
         shape: (C, H, W) with C * H * W = D.
     """
 
-    mean: torch.Tensor
-    chol: torch.Tensor
+    mean: Tensor
+    chol: Tensor
     shape: tuple[int, int, int]
 
     def to(self, device: torch.device | str) -> Mixture:
         """The same mixture on ``device``."""
         return Mixture(self.mean.to(device), self.chol.to(device), self.shape)
 
-    def sample(
-        self, n: int, generator: torch.Generator, labels: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw ``n`` images.
+    def sample(self, n: int, generator: torch.Generator, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Draw images (n, C, H, W) float32 clamped to [0, 1] and labels (n,) int64, on the mixture's device.
 
         Args:
-            n: number of images.
             generator: source of randomness; its device is where the noise is drawn.
             labels: (n,) int64 classes; uniform over the classes when None.
-
-        Returns:
-            images (n, C, H, W) float32 clamped to [0, 1] and labels (n,) int64, on the mixture's
-            device.
         """
         if labels is None:
             labels = torch.randint(len(self.mean), (n,), generator=generator, device=generator.device)
@@ -75,12 +67,8 @@ class Mixture:
         return flat.clamp_(0.0, 1.0).view(n, *self.shape), labels
 
 
-def fit_mixture(images: torch.Tensor, labels: torch.Tensor, classes: int = CLASSES) -> Mixture:
-    """Maximum-likelihood Gaussian per class plus the jitter.
-
-    Args:
-        images: (N, C, H, W) float32 in [0, 1].
-        labels: (N,) int64 in 0..classes-1.
+def fit_mixture(images: Tensor, labels: Tensor, classes: int = CLASSES) -> Mixture:
+    """Maximum-likelihood Gaussian per class plus the jitter, of images (N, C, H, W) in [0, 1] and labels (N,) int64.
 
     Raises:
         UserError: a class has fewer than two images.
@@ -118,19 +106,14 @@ def load_mixture(path: str | Path) -> Mixture:
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
-            mean, packed, shape = stored["mean"], stored["factors"], _shape(stored["shape"].tolist())
-        dimension = mean.shape[1]
-        chol = np.zeros((len(mean), dimension, dimension), np.float32)
-        rows, columns = np.tril_indices(dimension)
+            mean, packed = stored["mean"], stored["factors"]
+            channels, height, width = (int(side) for side in stored["shape"])
+        chol = np.zeros((len(mean), mean.shape[1], mean.shape[1]), np.float32)
+        rows, columns = np.tril_indices(mean.shape[1])
         for factor, triangle in zip(chol, packed, strict=True):
             factor[rows, columns] = triangle
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run the stage prepare") from None
     except (KeyError, ValueError, IndexError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not a file of class Gaussians ({error}): run the stage prepare again") from None
-    return Mixture(torch.from_numpy(mean), torch.from_numpy(chol), shape)
-
-
-def _shape(values: Sequence[int]) -> tuple[int, int, int]:
-    channels, height, width = values
-    return int(channels), int(height), int(width)
+    return Mixture(torch.from_numpy(mean), torch.from_numpy(chol), (channels, height, width))

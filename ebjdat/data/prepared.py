@@ -1,12 +1,10 @@
 """Prepared data: fixed splits as plain arrays, read by every later stage.
 
-A folder holds ``arrays.npz`` (images as whole grey or colour levels, labels), ``gaussians.npz`` (the
-chains' informative start, see :mod:`ebjdat.data.gaussians`) and ``manifest.json`` (digest, counts,
-hashes). ``digest`` names the data: images, labels and splits, not the fitted Gaussians, whose last
-bits depend on the machine's linear algebra.
-
-The splits depend on the split seed alone, and the test images' order too, so that "the first n
-test images" are the same images in every evaluation.
+A folder holds ``arrays.npz`` (images as whole grey or colour levels, labels), ``gaussians.npz`` (the chains'
+informative start, see ``ebjdat.data.gaussians``) and ``manifest.json`` (digest, counts, hashes). ``digest`` names the
+data: images, labels and splits, not the fitted Gaussians, whose last bits depend on the machine's linear algebra.
+Splits and order depend on the split seed alone, so that "the first n test images" are the same images in every
+evaluation.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ebjdat import files, provenance
+from ebjdat import files
 from ebjdat.config import Data
 from ebjdat.data.gaussians import CLASSES, Mixture, fit_mixture, load_mixture, save_mixture
 from ebjdat.data.source import Source
@@ -70,9 +68,8 @@ class Prepared:
 def split(source: Source, settings: Data) -> dict[str, np.ndarray]:
     """The splits as arrays ``x_train`` uint8 (N, C, H, W), ``y_train`` uint8 (N,), and so on.
 
-    One seeded permutation of the training set gives train (first) and validation (next). With an
-    official test set, a second permutation orders it; without, the test split is the head of the
-    first permutation, followed by validation and train.
+    One seeded permutation of the training set gives train (first) and validation (next). With an official test set, a
+    second permutation orders it; without, the test split is the head of the first, followed by validation and train.
 
     Raises:
         UserError: the images or labels are not what the data set promises, or too few.
@@ -82,21 +79,20 @@ def split(source: Source, settings: Data) -> dict[str, np.ndarray]:
     random = np.random.RandomState(settings.split_seed)
     order = random.permutation(len(source.images))
     train, validation, test = settings.train, settings.validation, settings.test
-    parts: dict[str, np.ndarray] = {}
-    if source.test_images is None or source.test_labels is None:
+    if source.test_images is None:
         _check_count(source.name, "train + validation + test", train + validation + test, len(order))
-        _take(parts, "test", source.images, source.labels, order[:test])
-        order = order[test:]
-        _take(parts, "val", source.images, source.labels, order[:validation])
-        _take(parts, "train", source.images, source.labels, order[validation : validation + train])
-        return parts
-    _check_arrays(f"{source.name} test set", source.test_images, source.test_labels, source.levels)
-    _check_count(source.name, "train + validation", train + validation, len(order))
-    _check_count(source.name, "test", test, len(source.test_images))
-    _take(parts, "train", source.images, source.labels, order[:train])
-    _take(parts, "val", source.images, source.labels, order[train : train + validation])
-    order = random.permutation(len(source.test_images))
-    _take(parts, "test", source.test_images, source.test_labels, order[:test])
+        places = {"test": order[:test], "val": order[test:][:validation], "train": order[test + validation :][:train]}
+    else:
+        _check_count(source.name, "train + validation", train + validation, len(order))
+        places = {"train": order[:train], "val": order[train:][:validation]}
+    parts: dict[str, np.ndarray] = {}
+    for name, index in places.items():
+        parts |= {f"x_{name}": source.images[index], f"y_{name}": source.labels[index]}
+    if source.test_images is not None and source.test_labels is not None:
+        _check_arrays(f"{source.name} test set", source.test_images, source.test_labels, source.levels)
+        _check_count(source.name, "test", test, len(source.test_images))
+        index = random.permutation(len(source.test_images))[:test]
+        parts |= {"x_test": source.test_images[index], "y_test": source.test_labels[index]}
     return parts
 
 
@@ -127,7 +123,7 @@ def save_prepared(folder: str | Path, source: Source, settings: Data) -> dict[st
         "split_seed": settings.split_seed,
         "counts": {name: len(parts[f"y_{name}"]) for name in SPLITS},
         "class_counts": {name: np.bincount(parts[f"y_{name}"], minlength=CLASSES).tolist() for name in SPLITS},
-        "files": {name: provenance.file_hash(folder / name) for name in (ARRAYS, GAUSSIANS)},
+        "files": {name: files.file_hash(folder / name) for name in (ARRAYS, GAUSSIANS)},
     }
     files.write_json(folder / MANIFEST, manifest)
     return manifest
@@ -178,11 +174,6 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 def _images(stored: np.ndarray, levels: int) -> torch.Tensor:
     return torch.from_numpy(stored).float().div_(levels)
-
-
-def _take(parts: dict[str, np.ndarray], name: str, images: np.ndarray, labels: np.ndarray, index: np.ndarray) -> None:
-    parts[f"x_{name}"] = images[index]
-    parts[f"y_{name}"] = labels[index]
 
 
 def _check_count(name: str, what: str, wanted: int, available: int) -> None:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ebjdat.attacks.apgd import APGD
 from ebjdat.attacks.audit import Audit, check_images, run_guarded
-from ebjdat.attacks.batches import Batches, correct
-from ebjdat.evaluation.statistics import Rate
+from ebjdat.attacks.batches import correct
+from ebjdat.attacks.linf import SignAttack
 from ebjdat.protocols import PROTOCOLS, Protocol
-from ebjdat.training.streams import derive
+from ebjdat.seeds import derive
+from ebjdat.statistics import Rate
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,12 +22,9 @@ class Case:
     """One protocol on one model's images.
 
     Attributes:
-        protocol: what is run.
-        x: (N,C,H,W) float32 in [0, 1], the images that ball, audit and clean accuracy refer to: with the
-            protocol's input noise already in them.
+        x: (N,C,H,W) float32 in [0, 1], with the protocol's input noise: ball, audit and clean accuracy refer to them.
         y: (N,) int64.
-        radius: pixel units.
-        noise: standard deviation of the noise in x, pixel units.
+        radius, noise: of the ball, and standard deviation of the noise in x; pixel units.
     """
 
     protocol: Protocol
@@ -47,28 +44,20 @@ class Case:
         return {"radius": self.radius, "input_noise": self.noise, "seed": self.protocol.seed} | cells
 
 
-def make_cases(x: Tensor, y: Tensor, nominal: float, variant: str | None) -> list[Case]:
-    """Both protocols on images x (N,C,H,W) in [0, 1], labels y; ``nominal`` is the profile's radius."""
-    cases = []
-    for protocol in PROTOCOLS.values():
-        noise = protocol.input_noise(variant)
-        images = noisy(x, noise, protocol.seed) if noise else x
-        cases.append(Case(protocol, images, y, protocol.radius(nominal), noise))
-    return cases
-
-
-def opened(
-    x: Tensor, y: Tensor, nominal: float, variant: str | None, batches: Batches | None
-) -> tuple[list[Case], Batches]:
-    """What every evaluation of attacks of our own begins with: the cases, and how images are batched.
+def make_cases(x: Tensor, y: Tensor, nominal: float, trained_with: float = 0.0) -> list[Case]:
+    """Both protocols, ``standard`` first.
 
     Args:
         x, y: images (N,C,H,W) in [0, 1], labels (N,).
         nominal: the profile's radius, pixel units.
-        variant: JEM variant of the model, for the protocol's input noise; None for a baseline.
-        batches: the default size if None.
+        trained_with: noise of the model's labelled images in training, network scale.
     """
-    return make_cases(x, y, nominal, variant), batches or Batches()
+    return [make_case(protocol, x, y, nominal, protocol.input_noise(trained_with)) for protocol in PROTOCOLS.values()]
+
+
+def make_case(protocol: Protocol, x: Tensor, y: Tensor, nominal: float, noise: float) -> Case:
+    """One protocol on images with input noise of standard deviation ``noise``, pixel units."""
+    return Case(protocol, noisy(x, noise, protocol.seed) if noise else x, y, protocol.radius(nominal), noise)
 
 
 def noisy(x: Tensor, sigma: float, seed: int) -> Tensor:
@@ -88,12 +77,8 @@ def stream(seed: int, *parts: object) -> torch.Generator:
 
 @dataclass(frozen=True)
 class Attacked:
-    """Outcome of one attack.
-
-    Attributes:
-        robust: (N,) bool, correct before and after.
-        x_adv: (N,C,H,W); images that were not attacked are left as they are.
-        audit: of the images that were attacked.
+    """Images (N,) bool correct before and after an attack; images (N,C,H,W), as they were where not attacked; the audit
+    of those attacked.
     """
 
     robust: Tensor
@@ -106,47 +91,36 @@ def attack_case(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    eps: float,
-    craft: Callable[[Tensor, Tensor, Tensor], Tensor],
+    attack: SignAttack | APGD,
+    generator: torch.Generator,
     *,
-    start: Tensor | None = None,
-    judge: nn.Module | None = None,
     everyone: bool = False,
-    batches: Batches | None = None,
 ) -> Attacked:
-    """Attack the images that ``judge`` classifies correctly; robust accuracy counts all of them.
+    """Attack the images that the model classifies correctly; robust accuracy counts all of them.
 
     Args:
         label: for messages.
-        model: what is attacked, audited for side effects.
         x, y: images (N,C,H,W) in [0, 1], labels (N,).
-        eps: radius of the audit, pixel units.
-        craft: (x, y, start) -> adversarial images.
-        start: first iterates for all images, so that they do not depend on which are attacked; x if None.
-        judge: whose predictions count; the attacked model if None.
+        attack: with one radius for all images; its start is drawn for all, whichever are attacked.
         everyone: attack misclassified images too, where the images themselves are looked at.
 
     Raises:
         AuditError: see :mod:`ebjdat.attacks.audit`.
     """
-    judge = judge or model
-    right = correct(judge, x, y, batches)
-    chosen = torch.ones_like(right) if everyone else right
-    x_adv, robust = x.clone(), right.clone()
-    if not bool(chosen.any()):
-        return Attacked(robust, x_adv, check_images(label, x[chosen], x[chosen], eps))
-    wanted, labels, begin = x[chosen], y[chosen], (x if start is None else start)[chosen]
-    crafted, audit = run_guarded(label, model, wanted, eps, lambda: craft(wanted, labels, begin))
+    eps = float(attack.eps)
+    start = attack.start(x, generator)
+    robust = correct(model, x, y, attack.batches)
+    chosen = torch.ones_like(robust) if everyone else robust.clone()
+    wanted, labels, begin = x[chosen], y[chosen], start[chosen]
+    if not len(wanted):
+        return Attacked(robust, x, check_images(label, wanted, wanted, eps))
+    crafted, audit = run_guarded(label, model, wanted, eps, lambda: attack(model, wanted, labels, generator, begin))
+    x_adv = x.clone()
     x_adv[chosen] = crafted
-    robust[chosen] &= correct(judge, crafted, labels, batches)
+    robust[chosen] &= correct(model, crafted, labels, attack.batches)
     return Attacked(robust, x_adv, audit)
 
 
-def arrays_of(flags: Mapping[str, Tensor], y: Tensor) -> dict[str, np.ndarray]:
-    """Per-image results (N,) by metric, and the labels, for the file beside the record."""
-    return {name: found.cpu().numpy() for name, found in flags.items()} | {"label": y.cpu().numpy()}
-
-
 def rate(flags: Tensor) -> Rate:
-    """A rate from (N,) bool."""
+    """From (N,) bool."""
     return Rate.of(flags.cpu().numpy())

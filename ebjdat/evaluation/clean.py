@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,28 +18,28 @@ from torch import Tensor, nn
 
 from ebjdat.attacks.audit import check_batch_independence, run_guarded
 from ebjdat.attacks.batches import Batches, correct, logits_of
-from ebjdat.attacks.linf import PGD, margin, towards
+from ebjdat.attacks.linf import PGD, Loss, cross_entropy, input_gradient, margin, towards
 from ebjdat.evaluation import distributions
-from ebjdat.evaluation.cases import Attacked, Case, attack_case, opened, rate, stream
+from ebjdat.evaluation.cases import Attacked, Case, attack_case, rate, stream
 from ebjdat.evaluation.outliers import outliers
-from ebjdat.evaluation.statistics import Rate, Result
 from ebjdat.model.energy import energy
+from ebjdat.progress import Progress
+from ebjdat.statistics import Rate, Result
 
 GENERATED = "generated"
 """The replay buffer among the kinds of images, and the start of the name of other samples."""
 PREDICTED = 100
 """Images whose predictions are compared between batch sizes."""
+VANISHED = 1e-12
+"""A gradient is zero below this: the cross-entropy of a confident model rounds to zero in float32."""
 PICTURED = 2
 """Images per class, the first of the test order, that are kept with their attacked version to look at."""
 
 
 @dataclass(frozen=True)
 class Adversary:
-    """The attack that the model was trained with.
-
-    Attributes:
-        craft: (model, x, y, generator) -> x_adv, images in [0, 1].
-        bound: how far it can get from x, pixel units (more than its radius when it does not project).
+    """The attack that the model was trained with, and how far it can get from x (pixel units; more than its radius when
+    it does not project).
     """
 
     craft: Callable[[Any, Tensor, Tensor, torch.Generator], Tensor]
@@ -47,13 +48,7 @@ class Adversary:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the model says about a set of images; NumPy, one row per image.
-
-    Attributes:
-        energy: E(x).
-        label_energy: E(x, y), or None without labels.
-        margin: logit of the label minus the largest other one, or None without labels.
-    """
+    """E(x), E(x, y), and the label's logit minus the largest other one, per image; the last two only with labels."""
 
     energy: np.ndarray
     label_energy: np.ndarray | None
@@ -62,58 +57,60 @@ class Seen:
 
 def evaluate(
     models: Mapping[str, nn.Module],
-    x: Tensor,
-    y: Tensor,
+    cases: list[Case],
     *,
-    nominal: float,
-    variant: str | None,
     generated: Mapping[str, Tensor] | None = None,
     adversary: Adversary | None = None,
-    batches: Batches | None = None,
+    batches: Batches,
+    label: str = "clean",
 ) -> Result:
     """Everything of the stage ``clean``.
 
     Args:
-        models: ``best`` and ``last`` checkpoint.
-        x, y: images (N,C,H,W) in [0, 1], labels (N,).
-        nominal: the profile's radius, pixel units.
-        variant: JEM variant, for the protocol's input noise; None for a baseline.
-        generated: sets of samples (M,C,H,W) in [0, 1], named ``generated`` (the replay buffer) and
-            ``generated-<how>``; None for a model that does not generate.
+        models: ``best`` and, if there is one, ``last`` checkpoint.
+        cases: both protocols on the model's images.
+        generated: sets of samples (M,C,H,W) in [0, 1], named ``generated`` (the replay buffer) and ``generated-<how>``.
         adversary: None for a model trained without one.
+        label: of the progress.
 
     Raises:
         AuditError: an attack broke a property, or predictions depend on the batch size.
     """
-    cases, batches = opened(x, y, nominal, variant, batches)
-    best = models["best"]
+    best, case = models["best"], cases[0]
+    x, y = case.x, case.y
     values = {"audit/batch-difference": check_batch_independence(best, x[:PREDICTED])}
-    rates, attacks = _accuracies(models, cases, batches)
-    audits = {name: attacked.audit.plain() for name, attacked in attacks.items()}
-    kinds, more = _kinds(best, cases[0], attacks[f"{cases[0].name}/pgd-20"].x_adv, adversary, batches)
+    steps = len(models) * sum(case.protocol.pgd.steps for case in cases) + case.protocol.pgd.steps
+    with Progress(steps, label, unit="step") as progress:
+        rates, attacks = _accuracies(models, cases, batches, progress)
+        audits = {name: attacked.audit.plain() for name, attacked in attacks.items()}
+        kinds: Kinds = {"clean": (x, y), "adversarial": (attacks[f"{case.name}/pgd-20"].x_adv, y)}
+        kinds["targeted"], audits["targeted"] = _targeted(best, case, batches, progress)
+    if adversary is not None:
+        kinds["training-adversary"], audits["training-adversary"] = _trained_with(best, case, adversary, batches)
     kinds |= {name: (images, None) for name, images in (generated or {}).items()}
-    sets = outliers(x, cases[0].protocol.seed)
+    sets = outliers(x, case.protocol.seed)
     kinds |= {name: (images, None) for name, images in sets.items()}
     seen = {name: _look(best, images, labels, batches) for name, (images, labels) in kinds.items()}
     values |= _energies(seen) | _alignment({name: seen[name] for name in seen if name not in sets})
     values |= _detection(seen, sets)
     table = _reliability(best, x, y, batches)
     values["calibration/ece"] = distributions.expected_calibration_error(table)
+    values["gradient/zero-share"] = _zero_gradients(best, x, y, batches)
     return Result(
         n=len(x),
         rates=rates,
         values=values,
-        audits=audits | more,
+        audits=audits,
         settings={case.name: case.settings("pgd") for case in cases},
         arrays=_arrays(seen)
-        | _pictures(best, cases[0], kinds["adversarial"][0], batches)
+        | _pictures(best, case, kinds["adversarial"][0], batches)
         | {f"reliability/{name}": column for name, column in table.items()}
         | {"label": y.cpu().numpy()},
     )
 
 
 def _accuracies(
-    models: Mapping[str, nn.Module], cases: list[Case], batches: Batches
+    models: Mapping[str, nn.Module], cases: list[Case], batches: Batches, progress: Progress
 ) -> tuple[dict[str, Rate], dict[str, Attacked]]:
     """Clean and PGD-20 accuracy of every checkpoint under every protocol."""
     rates: dict[str, Rate] = {}
@@ -121,46 +118,36 @@ def _accuracies(
     for checkpoint, model in models.items():
         suffix = "" if checkpoint == "best" else f"-{checkpoint}"
         for case in cases:
-            steps = case.protocol.pgd.steps
             rates[f"{case.name}/clean{suffix}"] = rate(correct(model, case.x, case.y, batches))
-            name = f"{case.name}/pgd-{steps}{suffix}"
-            attacks[name] = _pgd(name, model, case, batches)
+            attack, generator = _pgd(case, batches, progress), stream(case.protocol.seed, "pgd")
+            name = f"{case.name}/pgd-{attack.steps}{suffix}"
+            attacks[name] = attack_case(name, model, case.x, case.y, attack, generator, everyone=True)
             rates[name] = rate(attacks[name].robust)
+            progress.advance(0, robust=rates[name].accuracy)
     return rates, attacks
 
 
-def _pgd(name: str, model: nn.Module, case: Case, batches: Batches) -> Attacked:
+def _pgd(case: Case, batches: Batches, progress: Progress, loss: Loss = cross_entropy) -> PGD:
     recipe, radius = case.protocol.pgd, case.radius
-    attack = PGD(eps=radius, step=recipe.step * radius, steps=recipe.steps, random_start=True, batches=batches)
-    generator = stream(case.protocol.seed, "pgd")
-    start = attack.start(case.x, generator)
-    return attack_case(
-        name,
-        model,
-        case.x,
-        case.y,
-        radius,
-        lambda x, y, begin: attack(model, x, y, generator, begin),
-        start=start,
-        everyone=True,
+    return PGD(
+        eps=radius,
+        step=recipe.step * radius,
+        steps=recipe.steps,
+        random_start=True,
+        loss=loss,
         batches=batches,
+        tick=progress.advance,
     )
+
+
+def _zero_gradients(model: nn.Module, x: Tensor, y: Tensor, batches: Batches) -> float:
+    """Share of images whose gradient of the cross-entropy is zero everywhere: no attack by gradients can move them."""
+    largest = input_gradient(model, x, y, cross_entropy, batches).abs().flatten(1).amax(1)
+    return float((largest < VANISHED).float().mean())
 
 
 Kinds = dict[str, tuple[Tensor, Tensor | None]]
 """Images and labels by kind."""
-
-
-def _kinds(
-    model: nn.Module, case: Case, pgd: Tensor, adversary: Adversary | None, batches: Batches
-) -> tuple[Kinds, dict[str, dict[str, Any]]]:
-    """Clean and attacked images, and the audits of the attacks made here."""
-    kinds: Kinds = {"clean": (case.x, case.y), "adversarial": (pgd, case.y)}
-    audits: dict[str, dict[str, Any]] = {}
-    kinds["targeted"], audits["targeted"] = _targeted(model, case, batches)
-    if adversary is not None:
-        kinds["training-adversary"], audits["training-adversary"] = _trained_with(model, case, adversary, batches)
-    return kinds, audits
 
 
 def _trained_with(
@@ -178,16 +165,16 @@ def _trained_with(
     return (x_adv, case.y), audit.plain()
 
 
-def _targeted(model: nn.Module, case: Case, batches: Batches) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
+def _targeted(
+    model: nn.Module, case: Case, batches: Batches, progress: Progress
+) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
     """PGD towards the likeliest wrong class."""
-    recipe, radius = case.protocol.pgd, case.radius
     logits = logits_of(model, case.x, batches)
     targets = logits.scatter(1, case.y[:, None], -torch.inf).argmax(1)
-    attack = PGD(
-        eps=radius, step=recipe.step * radius, steps=recipe.steps, random_start=True, loss=towards, batches=batches
-    )
+    attack = _pgd(case, batches, progress, towards)
     generator = stream(case.protocol.seed, "targeted")
-    x_adv, audit = run_guarded("targeted", model, case.x, radius, lambda: attack(model, case.x, targets, generator))
+    craft = partial(attack, model, case.x, targets, generator)
+    x_adv, audit = run_guarded("targeted", model, case.x, case.radius, craft)
     return (x_adv, case.y), audit.plain()
 
 

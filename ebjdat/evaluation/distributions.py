@@ -14,22 +14,19 @@ def gap(values: np.ndarray, reference: np.ndarray) -> float:
     return float(values.mean() - reference.mean())
 
 
-def common_edges(*samples: np.ndarray, bins: int = BINS) -> np.ndarray:
-    """Inner edges (bins - 1,) of bins for several samples.
+def common_edges(*samples: np.ndarray) -> np.ndarray:
+    """Inner edges (BINS - 1,) of bins for several samples.
 
     They are equally wide between the 0.5 and 99.5 % quantiles of the pooled values, the outer two open, so
     that one extreme value cannot put everything else into one bin.
     """
     low, high = np.quantile(np.concatenate(samples), [0.005, 0.995])
-    return np.linspace(low, high, bins + 1)[1:-1]
+    return np.linspace(low, high, BINS + 1)[1:-1]
 
 
-def overlap(*samples: np.ndarray, edges: np.ndarray | None = None) -> float:
-    """Overlap coefficient in [0, 1]: the common area of the histograms of two or more samples.
-
-    Coefficients are comparable with each other over the same ``edges``; by default the samples' own.
-    """
-    edges = common_edges(*samples) if edges is None else edges
+def overlap(*samples: np.ndarray) -> float:
+    """Overlap coefficient in [0, 1]: the common area of the histograms of two or more samples."""
+    edges = common_edges(*samples)
     shares = [np.bincount(np.searchsorted(edges, sample), minlength=len(edges) + 1) / len(sample) for sample in samples]
     return min(1.0, float(np.min(shares, axis=0).sum()))
 

@@ -11,6 +11,7 @@ is an upper bound on robustness, and APGD-CE is the one to read.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,24 +21,18 @@ from torch import Tensor, nn
 from ebjdat.attacks.audit import check_images, guarded
 from ebjdat.attacks.batches import Batches, correct, logits_of
 from ebjdat.attacks.linf import EOTPGD, NoisyModel
-from ebjdat.evaluation.cases import Case, arrays_of, opened, rate, stream
-from ebjdat.evaluation.outcomes import NOTHING, Outcome, Outcomes
-from ebjdat.evaluation.statistics import Result
+from ebjdat.attacks.outcomes import NOTHING, Outcomes
+from ebjdat.evaluation.cases import Case, stream
+from ebjdat.progress import Progress
 from ebjdat.protocols import EotCell
+from ebjdat.statistics import Rate, Result
 
 VOTES = 20
 """Draws that make a prediction of a model with noise inside."""
 
 
 class Judged:
-    """A model as EOT sees it, with its predictions.
-
-    Args:
-        model: images in [0, 1] -> logits.
-        cell: plain, or with noise inside.
-        sigma: of the noise, pixel units.
-        seed: of the noise.
-    """
+    """A model as EOT sees it, plain or with noise of ``sigma`` (pixel units) inside, and its predictions."""
 
     def __init__(self, model: nn.Module, cell: EotCell, sigma: float, seed: int, batches: Batches) -> None:
         self.model, self.sigma, self.seed, self.batches = model, sigma, seed, batches
@@ -54,38 +49,37 @@ class Judged:
 
 
 def evaluate(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    *,
-    nominal: float,
-    variant: str | None,
-    batches: Batches | None = None,
-    done: Outcomes = NOTHING,
+    model: nn.Module, cases: list[Case], *, batches: Batches, done: Outcomes = NOTHING, label: str = "eot"
 ) -> Result:
-    """Everything of the stage ``eot``; arguments as in :func:`ebjdat.evaluation.transfer.evaluate`.
+    """Everything of the stage ``eot``.
+
+    Args:
+        cases: both protocols on the model's images.
+        done: outcomes of attacks that an earlier, killed evaluation has finished.
+        label: of the progress.
 
     Raises:
         AuditError: an attack broke a property.
     """
-    cases, batches = opened(x, y, nominal, variant, batches)
-    flags: dict[str, Tensor] = {}
+    rates: dict[str, Rate] = {}
     audits: dict[str, dict[str, Any]] = {}
-    for case in cases:
-        for cell in case.protocol.eot.cells:
-            found, measured = done.once(f"{case.name}/{cell}", partial(_radii, model, case, cell, batches))
-            flags |= found
+    cells = [(case, cell) for case in cases for cell in case.protocol.eot.cells]
+    with Progress(sum(case.protocol.eot.steps * cell.samples for case, cell in cells), label, unit="pass") as progress:
+        for case, cell in cells:
+            attack = partial(_radii, model, case, cell, batches, partial(progress.advance, cell.samples))
+            passes = case.protocol.eot.steps * cell.samples
+            found, measured = done.once(f"{case.name}/{cell}", attack, progress, passes)
+            rates |= {name: Rate.of(flags) for name, flags in found.items()}
             audits |= measured
-    return Result(
-        n=len(x),
-        rates={name: rate(found) for name, found in flags.items()},
-        audits=audits,
-        settings={case.name: case.settings("eot") | {"votes": VOTES} for case in cases},
-        arrays=arrays_of(flags, y),
-    )
+            at_radius = next((flags for name, flags in found.items() if name.endswith("/radius-1")), None)
+            progress.advance(0, **({} if at_radius is None else {"robust": float(at_radius.mean())}))
+    settings = {case.name: case.settings("eot") | {"votes": VOTES} for case in cases}
+    return Result(n=len(cases[0].x), rates=rates, audits=audits, settings=settings)
 
 
-def _radii(model: nn.Module, case: Case, cell: EotCell, batches: Batches) -> Outcome:
+def _radii(
+    model: nn.Module, case: Case, cell: EotCell, batches: Batches, tick: Callable[[], object]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Robust images and audits of one cell at all radii, which walk together in larger batches."""
     recipe = case.protocol.eot
     prefix = f"{case.name}/eot-pgd/{cell.noise}"
@@ -95,7 +89,7 @@ def _radii(model: nn.Module, case: Case, cell: EotCell, batches: Batches) -> Out
     radii = {f"{label}/radius-{multiple:g}": multiple * case.radius for multiple in recipe.radii}
     wanted, labels = case.x[right], case.y[right]
     flags, audits = {f"{prefix}/clean": right}, {}
-    crafted = _walk(judged, case, cell, wanted, labels, right, list(radii.values()), batches)
+    crafted = _walk(judged, case, cell, right, list(radii.values()), batches, tick)
     for (name, radius), x_adv in zip(radii.items(), crafted, strict=True):
         audits[name] = check_images(name, wanted, x_adv, radius).plain()
         flags[name] = right.clone()
@@ -105,20 +99,26 @@ def _radii(model: nn.Module, case: Case, cell: EotCell, batches: Batches) -> Out
 
 
 def _walk(
-    judged: Judged, case: Case, cell: EotCell, x: Tensor, y: Tensor, right: Tensor, radii: list[float], batches: Batches
+    judged: Judged,
+    case: Case,
+    cell: EotCell,
+    right: Tensor,
+    radii: list[float],
+    batches: Batches,
+    tick: Callable[[], object],
 ) -> list[Tensor]:
-    """Adversarial images of x at every radius."""
+    """Adversarial images of the correctly classified ones at every radius."""
+    x, y, recipe = case.x[right], case.y[right], case.protocol.eot
     if not len(x):
         return [x for _ in radii]
-    recipe = case.protocol.eot
-    eps = torch.tensor(radii, dtype=x.dtype, device=x.device).repeat_interleave(len(x)).view(-1, 1, 1, 1)
     attack = EOTPGD(
-        eps=eps,
+        eps=torch.tensor(radii, dtype=x.dtype, device=x.device).repeat_interleave(len(x)).view(-1, 1, 1, 1),
         step=recipe.step * case.radius,
         steps=recipe.steps,
         random_start=True,
         samples=cell.samples,
         batches=batches,
+        tick=tick,
     )
     start = [
         EOTPGD(eps=radius, step=1.0, steps=0, random_start=True).start(case.x, stream(case.protocol.seed, "eot"))[right]

@@ -1,12 +1,14 @@
 """A classifier that was not trained here, as a model that the evaluation stages can open.
 
-It comes from a factory: ``module:function``, called without arguments, returns a torch module that
-maps images (N,C,H,W) float32 in [0, 1] to logits (N,10). Its weights are kept beside the factory's
-name, so that every stage, and every worker of AutoAttack, meets the same model.
+It comes from a factory: ``module:function``, called without arguments, returns a torch module that maps images
+(N,C,H,W) float32 in [0, 1] to logits (N,10); ``robustbench:NAME`` is an entry of RobustBench's model zoo. Its weights
+are kept beside the factory's name, so that every stage, and every worker of AutoAttack, meets the same model. What
+would spoil an evaluation silently is refused at the door.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import re
@@ -15,19 +17,46 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ebjdat import files, provenance
+from ebjdat import files
+from ebjdat.attacks.batches import Batches, correct
+from ebjdat.attacks.linf import cross_entropy
+from ebjdat.config import IMPORTED
 from ebjdat.data.gaussians import CLASSES
 from ebjdat.errors import UserError
-from ebjdat.model.store import model_digest, read_payload, save_payload
-from ebjdat.subject import EXTERNAL
+from ebjdat.model.store import load_model, model_digest, read_payload, save_payload
+from ebjdat.run import EXTERNAL
+from ebjdat.statistics import wilson
 
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+LOOKED_AT = 8
+"""Test images that a new model is tried on."""
+
+_CAUSES = (
+    ("in-place|inplace", "it writes into its input: work on a copy (x.clone())"),
+    ("inference tensor|inference mode", "it runs under torch.inference_mode: an attack needs its gradient"),
+    ("dtype|Input type|expected scalar type", "its weights are not float32: cast images and weights inside the model"),
+    ("shape|size|channels|dimension", "it was made for images of another shape"),
+)
+"""Words of PyTorch's errors, and what they mean here."""
 
 
-def method_of(name: str) -> str:
-    """``external-<name>``, the method that stands for the model in records and tables.
+class Float32(nn.Module):
+    """A model of half precision gives its logits in float32, so that losses and energies are computed there."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N,10) float32."""
+        logits = self.model(x)
+        return logits.float() if isinstance(logits, Tensor) and logits.is_floating_point() else logits
+
+
+def model_of(name: str) -> str:
+    """``external-<name>``, the model's name in records and tables.
 
     Raises:
         UserError: the name has other characters than a-z, 0-9 and single hyphens.
@@ -42,86 +71,222 @@ def find_factory(spec: str) -> Callable[[], Any]:
     """The function that ``module:function`` names; the current folder and PYTHONPATH are searched.
 
     Raises:
-        UserError: no such module or function.
+        UserError: no such module or function, or the module cannot be imported.
     """
     module, _, name = spec.partition(":")
     if not module or not name:
         raise UserError(f"--factory {spec!r}: expected module:function, such as my_module:make_model")
+    if module == "robustbench":
+        return _robustbench(name)
     try:
         found = getattr(importlib.import_module(module), name)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if error.name and not f"{module}.".startswith(f"{error.name}."):
+            raise UserError(f"--factory {spec}: {module} needs the package {error.name}: install it") from None
         raise UserError(f"--factory {spec}: {error}; run from its folder, or set PYTHONPATH") from None
     except AttributeError:
         raise UserError(f"--factory {spec}: module {module} has no {name}") from None
+    except Exception as error:  # whatever the user's own code raises
+        raise UserError(f"--factory {spec}: importing {module} raised {_told(error)}") from error
     if not callable(found):
         raise UserError(f"--factory {spec}: {name} is no function")
     return found
 
 
-def make(spec: str) -> nn.Module:
+def _robustbench(name: str) -> Callable[[], Any]:
+    """What loads RobustBench's CIFAR-10 entry ``name`` for the L-infinity ball (arXiv:2010.09670)."""
+    try:
+        from robustbench.utils import load_model as load_entry
+    except ModuleNotFoundError as error:
+        raise UserError(f"--factory robustbench:{name}: {error}; install robustbench from its repository") from None
+    folder = str(files.scratch("robustbench"))
+
+    @functools.wraps(load_entry)
+    def factory() -> Any:
+        return load_entry(model_name=name, model_dir=folder, dataset="cifar10", threat_model="Linf")
+
+    return factory
+
+
+def make(spec: str) -> Float32:
     """The factory's model on the CPU, in eval mode, without parameter gradients.
 
     Raises:
-        UserError: the factory returns no torch module.
+        UserError: the factory fails, or returns no torch module.
     """
-    model = find_factory(spec)()
-    if not isinstance(model, nn.Module):
-        raise UserError(f"--factory {spec}: expected a torch.nn.Module, got {type(model).__name__}")
-    return model.cpu().eval().requires_grad_(False)
+    factory = find_factory(spec)
+    try:
+        model = factory()
+        if isinstance(model, nn.Module):
+            return Float32(model).cpu().eval().requires_grad_(False)
+    except Exception as error:  # whatever the user's own code raises
+        raise UserError(f"--factory {spec}: raised {_told(error)}") from error
+    raise UserError(f"--factory {spec}: expected a torch.nn.Module, got {type(model).__name__}")
 
 
-def check(model: nn.Module, shape: tuple[int, ...]) -> None:
-    """Two images of ``shape`` (C,H,W) in [0, 1] must give finite logits (2,10).
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).split(chr(10))[0]}"
+
+
+def check(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """Ask for logits of real images x (N,C,H,W) with labels y (N,), alone and together, and for the input's gradient.
 
     Raises:
-        UserError: they do not.
+        UserError: an attack on this model would mean nothing; the message says why.
     """
-    try:
-        logits = model(torch.full((2, *shape), 0.5))
-    except (RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"the model fails on images of shape {shape}: {reason}") from None
-    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != (2, CLASSES):
-        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise UserError(f"the model must give logits (N, {CLASSES}); two images gave {found}")
-    if not bool(logits.isfinite().all()):
+    together = _logits(model, x)
+    alone = torch.cat([_logits(model, x[:1]), _logits(model, x[1:3]), _logits(model, x[3:])])
+    if not bool(together.isfinite().all()):
         raise UserError("the model's logits are not finite")
+    if bool((together >= 0.0).all()) and torch.allclose(together.sum(1), torch.ones(len(x)), atol=1e-2):
+        raise UserError("the model gives probabilities (not negative, sum 1), whose gradients vanish: return logits")
+    _compare(together, _logits(model, x), 1e-4, "when it is asked again: noise or dropout that eval() leaves on")
+    # Kernels of half precision depend on the batch.
+    _compare(together, alone, 5e-2, "in another batch: statistics of the batch at test time")
+    _check_gradient(model, x, y)
 
 
-def save(folder: Path, spec: str, shape: tuple[int, ...]) -> str:
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    """Logits (N,10) of x, which stays as it was."""
+    given = x.clone()
+    try:
+        with torch.no_grad():
+            logits = model(given)
+    except Exception as error:  # whatever the user's own code raises
+        raise _failed(f"the model fails on {len(x)} images of shape {tuple(x.shape[1:])}", error) from error
+    if not isinstance(logits, Tensor) or tuple(logits.shape) != (len(x), CLASSES):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        squeezed = ": it squeezes the batch axis away" if found == (CLASSES,) else ""
+        raise UserError(f"the model must give logits (N, {CLASSES}); {len(x)} images gave {found}{squeezed}")
+    if not logits.is_floating_point():
+        raise UserError(f"the model gives {logits.dtype}: return logits, not classes")
+    if not torch.equal(given, x):
+        raise UserError("the model writes into its input: work on a copy (x.clone())")
+    return logits
+
+
+def _compare(logits: Tensor, other: Tensor, tolerance: float, why: str) -> None:
+    difference = float((logits - other).abs().max())
+    if not difference <= tolerance * max(1.0, float(logits.abs().max())):
+        raise UserError(f"the model answers differently (a logit by {difference:.3g}) {why}")
+
+
+def _check_gradient(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    images = x.clone().requires_grad_()
+    try:
+        loss = cross_entropy(model(images), y).sum()
+        gradient = torch.autograd.grad(loss, images, allow_unused=True)[0] if loss.requires_grad else None
+    except Exception as error:
+        raise _failed("the model gives no gradient of its input", error) from error
+    if gradient is None:
+        raise UserError(
+            "no gradient reaches the model's input, which attacks need: it detaches, runs under no_grad or "
+            "inference_mode, or is an int8 or frozen TorchScript model; give the float model"
+        )
+    if not bool(gradient.isfinite().all()):
+        raise UserError("the gradient of the model's input is not finite")
+
+
+def _failed(what: str, error: Exception) -> UserError:
+    causes = (cause for words, cause in _CAUSES if re.search(words, str(error)))
+    return UserError(f"{what} ({_told(error)}): {next(causes, 'it must take float32 images (N,C,H,W) in [0, 1]')}")
+
+
+def warnings_of(model: nn.Module, x: Tensor, y: Tensor) -> list[str]:
+    """What is odd about a model but no fault: an accuracy near chance on images x (N,C,H,W) with labels y (N,)."""
+    right = int(correct(model, x, y, Batches(500)).sum())
+    if wilson(right, len(x))[0] > 1.0 / CLASSES:
+        return []
+    share = f"{100 * right / len(x):.1f} % of {len(x)} test images are classified correctly"
+    return [f"{share}, about chance: inputs in [0, 255], or weights not loaded?"]
+
+
+def save(folder: Path, spec: str, x: Tensor, y: Tensor) -> str:
     """Make the factory's model, check it, keep it in ``folder``; returns its fingerprint.
 
-    Writes ``best.pt`` (factory and weights) and ``external.json``. The fingerprint hashes weights,
-    architecture as printed, the factory's name and the source of its file, not what that file imports.
+    Writes ``best.pt`` (factory, weights, answers) and ``external.json``. The fingerprint hashes weights, architecture
+    as printed, the factory's name, the source of its file (not what that file imports), and logits of fixed images.
+
+    Args:
+        x, y: test images (N,C,H,W) in [0, 1], labels (N,).
+
+    Raises:
+        UserError: the factory or its model cannot be used.
     """
     model = make(spec)
-    check(model, shape)
+    check(model, x[:LOOKED_AT], y[:LOOKED_AT])
     source = inspect.getsourcefile(inspect.unwrap(find_factory(spec)))
+    answers = _answers(model, x)
     described = {
         "factory": spec,
-        "source": provenance.file_hash(source) if source else None,
-        "weights": model_digest(model),
-        "architecture": provenance.digest(str(model), 64),
+        "source": files.file_hash(source) if source else None,
+        "weights": model_digest(model.model),
+        "architecture": files.digest(str(model.model), 64),
+        # Another machine's last bits must not change it.
+        "answers": files.digest((100 * answers / answers.abs().max().clamp_min(1e-6)).round().long().tolist(), 64),
     }
-    fingerprint = provenance.digest(described)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_payload(folder / "best.pt", {"factory": spec, "state": state})
-    files.write_json(folder / "external.json", described | {"fingerprint": fingerprint})
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.model.state_dict().items()}
+    payload = {"factory": spec, "state": state, "images": _fixed(x), "answers": answers}
+    _restore(payload, f"--factory {spec}")
+    fingerprint = files.digest(described)
+    save_payload(folder / "best.pt", payload)
+    files.write_json(folder / IMPORTED, described | {"fingerprint": fingerprint})
     return fingerprint
+
+
+def _fixed(x: Tensor) -> Tensor:
+    """Images of the shape of x that depend on nothing."""
+    return torch.rand((LOOKED_AT, *x.shape[1:]), generator=torch.Generator().manual_seed(0))
+
+
+def _answers(model: nn.Module, x: Tensor) -> Tensor:
+    return _logits(model, _fixed(x))
+
+
+def _restore(payload: dict[str, Any], where: str) -> Float32:
+    """A fresh model of the factory with the kept weights, which must answer as it did.
+
+    Raises:
+        UserError: the weights do not fit, or do not determine the answers.
+    """
+    model = make(payload["factory"])
+    try:
+        model.model.load_state_dict(payload["state"])
+    except (KeyError, RuntimeError) as error:
+        raise UserError(f"{where} does not fit its factory any longer: {str(error).splitlines()[0]}") from None
+    difference = float((_logits(model, payload["images"]) - payload["answers"]).abs().max())
+    if not difference <= 5e-2 * max(1.0, float(payload["answers"].abs().max())):
+        raise UserError(
+            f"{where}: a new model of the factory with the kept weights answers differently (a logit by "
+            f"{difference:.3g}): weights outside of state_dict (in a list, say: use ModuleList or "
+            "register_buffer), or an edited factory"
+        )
+    return model
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     """A model that :func:`save` kept, from its factory with its weights, in eval mode.
 
     Raises:
-        UserError: the file is missing or damaged, the factory is gone, or the weights do not fit it.
+        UserError: the file is missing or damaged, the factory is gone, or the model does not answer as it did.
     """
     payload = read_payload(Path(path))
-    if not isinstance(payload.get("factory"), str):
+    if "architecture" in payload:  # an imported checkpoint
+        return load_model(path, device)
+    if not {"factory", "state", "images", "answers"} <= payload.keys():
         raise UserError(f"{path} is not a model of stages.evaluate_model; run it again")
-    model = make(payload["factory"])
-    try:
-        model.load_state_dict(payload["state"])
-    except (KeyError, RuntimeError) as error:
-        raise UserError(f"{path} does not fit its factory any longer: {str(error).splitlines()[0]}") from None
-    return model.to(device)
+    return _restore(payload, str(path)).to(device)
+
+
+def fingerprint_of(folder: Path) -> str:
+    """The fingerprint of the model kept in ``folder`` (``.../<model>/<seed>``).
+
+    Raises:
+        UserError: none was taken in.
+    """
+    path = folder / IMPORTED
+    if not path.is_file():
+        name, seed = folder.parent.name.removeprefix(EXTERNAL), folder.name
+        command = f"python -m stages.evaluate_model --factory module:function --name {name} --seed {seed}"
+        raise UserError(f"{path} is missing: take the model in with `{command}`, or with `stages.import_checkpoint`")
+    return str(files.read_json(path)["fingerprint"])

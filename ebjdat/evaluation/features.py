@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,8 +30,6 @@ KERNEL_SUBSETS = 100
 KERNEL_SUBSET_SIZE = 1000
 KERNEL_SEED = 2020
 SCORE_LAYER = "logits_unbiased"
-CLASSIFIER = "ebjdat-classifier"
-"""Name under which the small classifier is registered with torch-fidelity."""
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -51,14 +49,10 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 class ImageSet(Dataset[Tensor]):
-    """Images that passed the door, as torch-fidelity takes them.
-
-    Args:
-        images: (N, 3, H, W) uint8 in 0..255.
-        expected: how many images there must be; None: any number from 2.
+    """Images (N, 3, H, W) uint8 in 0..255 that passed the door, as torch-fidelity takes them.
 
     Raises:
-        AuditError: wrong type, channels, range or count; the message says which.
+        AuditError: wrong type, channels, range or count (``expected``, or at least 2).
     """
 
     def __init__(self, images: Tensor, expected: int | None = None) -> None:
@@ -87,126 +81,78 @@ class Extractor:
 
     Attributes:
         kind: parameter value that selects it.
-        registered: its name in torch-fidelity's registry.
-        layer: name of its pooled layer.
         distance, kernel: metric names.
         dimensions: features per image.
-        weights: file of its weights.
         sha256: of the weights that the features depend on.
         score_refused: why there is no Inception Score; None where there is one.
+        all_features: features of images by layer name, each (N, D) float32 on the CPU; the pooled ones come first.
     """
 
     kind: Literal["classifier", "inception"]
-    registered: str
-    layer: str
     distance: str
     kernel: str
     dimensions: int
-    weights: Path
     sha256: str
     score_refused: str | None
-    device: torch.device
-    batch_size: int
-
-    @cached_property
-    def _network(self) -> Any:
-        from torch_fidelity.utils import create_feature_extractor
-
-        network = create_feature_extractor(
-            self.registered,
-            [self.layer] if self.score_refused else [self.layer, SCORE_LAYER],
-            cuda=self.device.type == "cuda",
-            feature_extractor_weights_path=str(self.weights),
-            verbose=False,
-        )
-        return network.to(memory_format=torch.channels_last)
-
-    def all_features(self, images: ImageSet) -> dict[str, Tensor]:
-        """Features by layer name, each (N, D) float32 on the CPU."""
-        from torch_fidelity.utils import get_featuresdict_from_dataset
-
-        cuda = self.device.type == "cuda"
-        return get_featuresdict_from_dataset(
-            images, self._network, self.batch_size, cuda, save_cpu_ram=True, verbose=False
-        )
+    all_features: Callable[[ImageSet], dict[str, Tensor]]
 
     def features(self, images: ImageSet) -> Tensor:
         """Pooled features (N, dimensions) float32 on the CPU."""
-        return self.all_features(images)[self.layer]
+        return next(iter(self.all_features(images).values()))
 
 
 def classifier_extractor(weights: Path, device: torch.device) -> Extractor:
     """The small classifier of ``weights`` (see :mod:`ebjdat.evaluation.classifier`)."""
-    _register_classifier()
     trained = load_classifier(weights)
+    network: Any = trained.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def pooled(images: ImageSet) -> dict[str, Tensor]:
+        with torch.no_grad():
+            parts = [network.features(part.to(device)).cpu() for part in images.images.split(500)]
+        return {"pooled": torch.cat(parts)}
+
     return Extractor(
         kind="classifier",
-        registered=CLASSIFIER,
-        layer="pooled",
         distance="classifier-frechet",
         kernel="classifier-kernel",
-        dimensions=2 * trained.network.width,
-        weights=weights,
+        dimensions=2 * network.width,
         sha256=trained.sha256,
         score_refused="it is defined by Inception's class probabilities, this profile uses a small classifier",
-        device=device,
-        batch_size=500,
+        all_features=pooled,
     )
 
 
-def inception_extractor(device: torch.device, say: Callable[[str], object] = print) -> Extractor:
+def inception_extractor(device: torch.device) -> Extractor:
     """Inception of 2015-12-05 (see :mod:`ebjdat.evaluation.inception`)."""
-    weights = find_weights(say)
+    weights, cuda = find_weights(), device.type == "cuda"
     refused = None if weights.final_layer else "these Inception weights lack the final layer, so no class probabilities"
+    layers = ["2048"] if refused else ["2048", SCORE_LAYER]
+
+    @lru_cache(maxsize=1)
+    def network() -> Any:
+        from torch_fidelity.utils import create_feature_extractor
+
+        made = create_feature_extractor(
+            "inception-v3-compat", layers, cuda=cuda, feature_extractor_weights_path=str(weights.path), verbose=False
+        )
+        return made.to(memory_format=torch.channels_last)
+
+    def by_layer(images: ImageSet) -> dict[str, Tensor]:
+        from torch_fidelity.utils import get_featuresdict_from_dataset
+
+        batch_size = 64 if cuda else 16
+        found = get_featuresdict_from_dataset(images, network(), batch_size, cuda, save_cpu_ram=True, verbose=False)
+        return {layer: found[layer] for layer in layers}
+
     return Extractor(
         kind="inception",
-        registered="inception-v3-compat",
-        layer="2048",
         distance="fid",
         kernel="kid",
         dimensions=2048,
-        weights=weights.path,
         sha256=weights.sha256,
         score_refused=refused,
-        device=device,
-        batch_size=64 if device.type == "cuda" else 16,
+        all_features=by_layer,
     )
-
-
-@lru_cache(maxsize=1)
-def _register_classifier() -> None:
-    from torch_fidelity import register_feature_extractor
-    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-
-    class ClassifierFeatures(FeatureExtractorBase):  # type: ignore[misc]
-        """The small classifier's pooled features."""
-
-        def __init__(
-            self, name: str, features_list: list[str], feature_extractor_weights_path: str, **options: Any
-        ) -> None:
-            super().__init__(name, features_list)
-            self.network = load_classifier(Path(feature_extractor_weights_path)).network
-
-        def forward(self, input: Tensor) -> tuple[Tensor, ...]:
-            return (self.network.features(input),)
-
-        @staticmethod
-        def get_provided_features_list() -> tuple[str, ...]:
-            return ("pooled",)
-
-        @staticmethod
-        def get_default_feature_layer_for_metric(metric: str) -> str:
-            return "pooled"
-
-        @staticmethod
-        def can_be_compiled() -> bool:
-            return False
-
-        @staticmethod
-        def get_dummy_input_for_compile() -> None:
-            return None
-
-    register_feature_extractor(CLASSIFIER, ClassifierFeatures)
 
 
 @dataclass(frozen=True)
@@ -240,11 +186,7 @@ def kernel_subset_size(*counts: int) -> int:
 
 
 def kernel_distance(first: Tensor, second: Tensor) -> tuple[float, float]:
-    """Mean and standard deviation of the cubic-kernel MMD^2 over random subsets, through torch-fidelity.
-
-    Args:
-        first, second: features (N, D) float32.
-    """
+    """Mean and deviation over random subsets of the cubic-kernel MMD^2 of features (N, D), through torch-fidelity."""
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
     found = kid_features_to_metric(
@@ -259,11 +201,7 @@ def kernel_distance(first: Tensor, second: Tensor) -> tuple[float, float]:
 
 
 def inception_score(extractor: Extractor, features: Mapping[str, Tensor]) -> float:
-    """Inception Score (Salimans et al., NeurIPS 2016), mean over 10 parts, through torch-fidelity.
-
-    Args:
-        extractor: where the features come from.
-        features: its :meth:`Extractor.all_features` of the samples.
+    """Inception Score (Salimans et al., NeurIPS 2016) of ``extractor.all_features``, mean over 10 parts.
 
     Raises:
         UserError: the extractor has no class probabilities; the message says why.

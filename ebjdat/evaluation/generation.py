@@ -34,10 +34,11 @@ from ebjdat.evaluation.features import (
 )
 from ebjdat.evaluation.reference import Reference
 from ebjdat.evaluation.samples import fresh, start_of, stream
-from ebjdat.evaluation.statistics import Rate, Result
 from ebjdat.model.energy import EnergyModel
+from ebjdat.progress import Progress
+from ebjdat.seeds import derive
+from ebjdat.statistics import Rate, Result
 from ebjdat.training.samplers import chain, generate
-from ebjdat.training.streams import derive
 
 CONDITIONAL = 1000
 """Most class-conditional samples; they are judged by a classifier, not by a distance."""
@@ -79,17 +80,21 @@ class Samples:
 
 
 def draw_samples(
-    model: EnergyModel, variant: Variant, prepared: Prepared, buffer: Tensor, settings: Generation, seed: int
+    model: EnergyModel,
+    variant: Variant,
+    prepared: Prepared,
+    buffer: Tensor,
+    settings: Generation,
+    seed: int,
+    label: str = "generate",
 ) -> Samples:
     """Generate everything that :func:`measure` needs, on the model's device.
 
     Args:
-        model: in eval mode.
-        variant: the recipe whose start and sampler are used.
         prepared: for the informative start.
         buffer: (size, C, H, W) float32, the replay buffer of the model.
-        settings: numbers of samples and steps.
         seed: of the model's run; every purpose has its own stream derived from it.
+        label: of the progress.
     """
     device = next(model.parameters()).device
     start = start_of(variant, prepared, device)
@@ -100,10 +105,15 @@ def draw_samples(
 
     labels = torch.arange(min(settings.samples, CONDITIONAL), device=device) % 10
     snapshots, snapshot_steps = _snapshots(model, variant, start.sample(SNAPSHOT_CHAINS, draws("snapshots"))[0], steps)
+    with Progress(settings.samples + len(labels), label, unit="chain") as progress:
+        free = fresh(model, variant, prepared, settings.samples, steps, seed, progress)
+        conditional = generate(
+            model, variant, start, len(labels), steps, draws("conditional"), labels, progress=progress
+        )
     return Samples(
-        fresh=fresh(model, variant, prepared, settings.samples, steps, seed).cpu(),
+        fresh=free.cpu(),
         start=start.sample(settings.samples, draws("start"))[0].cpu(),
-        conditional=generate(model, variant, start, len(labels), steps, draws("conditional"), labels).cpu(),
+        conditional=conditional.cpu(),
         conditional_start=start.sample(len(labels), draws("conditional-start"), labels)[0].cpu(),
         labels=labels.cpu(),
         buffer=buffer.clamp(0.0, 1.0).cpu(),  # JEM's chains are not clamped while they run
@@ -124,12 +134,8 @@ def _snapshots(model: EnergyModel, variant: Variant, x: Tensor, steps: int) -> t
 
 
 def most_confident(model: EnergyModel, images: Tensor, share: float = KEPT_SHARE, batch_size: int = 500) -> Tensor:
-    """Indices (sorted, int64) of the most confident ``share`` of images per class predicted by the model.
-
-    Args:
-        model: its own softmax gives confidence and class.
-        images: (N, C, H, W) float32 in [0, 1].
-        share: in (0, 1]; of each class the rounded-up share is kept.
+    """Indices (sorted) of images (N, C, H, W) of which the model is most confident: of each class that it predicts the
+    ``share``, rounded up.
     """
     device = next(model.parameters()).device
     with torch.no_grad():
@@ -146,11 +152,7 @@ def most_confident(model: EnergyModel, images: Tensor, share: float = KEPT_SHARE
 
 
 def nearest_distances(images: Tensor, train: Tensor, device: torch.device, batch_size: int = 250) -> np.ndarray:
-    """Euclidean distance (n,) float64 in pixel units from each image to the nearest training image.
-
-    Args:
-        images, train: (n, C, H, W) and (N, C, H, W) float32 in [0, 1].
-    """
+    """Euclidean distance (n,) float64, pixel units, of images (n, C, H, W) to the nearest of train (N, C, H, W)."""
     flat = train.flatten(1).to(device)
     parts = [torch.cdist(part.flatten(1).to(device), flat).min(1).values for part in images.split(batch_size)]
     return torch.cat(parts).double().cpu().numpy()
@@ -196,7 +198,7 @@ def _distances(
     buffer = extractor.features(ImageSet(to_uint8(samples.buffer)))
     sampled = extractor.all_features(ImageSet(to_uint8(samples.fresh), n))
     start = extractor.features(ImageSet(to_uint8(samples.start), n))
-    sets = {"": sampled[extractor.layer], "start-": start, "buffer-": buffer[order[:n]]}
+    sets = {"": next(iter(sampled.values())), "start-": start, "buffer-": buffer[order[:n]]}
     values = {f"generation/test-{name}": value for name, value in reference.floor.items()}
     warnings: dict[str, list[str]] = {}
     for label, features in sets.items():

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebjdat import files, provenance
+from ebjdat import files
 from ebjdat.data.archive import extract
 from ebjdat.data.fetch import Unavailable, ask_tool, cache_folder, verify_file
 from ebjdat.errors import UserError
@@ -51,77 +51,39 @@ FEATURES_SHA256 = "db4e3053f76d5048fe97ccf0eb151720c5828c975f530ea182a0b9334ab74
 WHEEL_LIMIT = 100_000_000
 DOWNLOAD_SECONDS = 900.0
 
-_STEM = {
-    "conv": "Conv2d_1a_3x3",
-    "conv_1": "Conv2d_2a_3x3",
-    "conv_2": "Conv2d_2b_3x3",
-    "conv_3": "Conv2d_3b_1x1",
-    "conv_4": "Conv2d_4a_3x3",
-}
-_POOL = {"conv": "branch1x1", "tower_2.conv": "branch_pool"}
+_POOL = "conv=branch1x1 tower_2.conv=branch_pool "
 _BRANCHES = {
-    "A": {
-        **_POOL,
-        "tower.conv": "branch5x5_1",
-        "tower.conv_1": "branch5x5_2",
-        "tower_1.conv": "branch3x3dbl_1",
-        "tower_1.conv_1": "branch3x3dbl_2",
-        "tower_1.conv_2": "branch3x3dbl_3",
-    },
-    "B": {
-        "conv": "branch3x3",
-        "tower.conv": "branch3x3dbl_1",
-        "tower.conv_1": "branch3x3dbl_2",
-        "tower.conv_2": "branch3x3dbl_3",
-    },
-    "C": {
-        **_POOL,
-        "tower.conv": "branch7x7_1",
-        "tower.conv_1": "branch7x7_2",
-        "tower.conv_2": "branch7x7_3",
-        "tower_1.conv": "branch7x7dbl_1",
-        "tower_1.conv_1": "branch7x7dbl_2",
-        "tower_1.conv_2": "branch7x7dbl_3",
-        "tower_1.conv_3": "branch7x7dbl_4",
-        "tower_1.conv_4": "branch7x7dbl_5",
-    },
-    "D": {
-        "tower.conv": "branch3x3_1",
-        "tower.conv_1": "branch3x3_2",
-        "tower_1.conv": "branch7x7x3_1",
-        "tower_1.conv_1": "branch7x7x3_2",
-        "tower_1.conv_2": "branch7x7x3_3",
-        "tower_1.conv_3": "branch7x7x3_4",
-    },
-    "E": {
-        "conv": "branch1x1",
-        "tower_conv": "branch3x3_1",
-        "tower_mixed_conv": "branch3x3_2a",
-        "tower_mixed_conv_1": "branch3x3_2b",
-        "tower_1_conv": "branch3x3dbl_1",
-        "tower_1_conv_1": "branch3x3dbl_2",
-        "tower_1_mixed_conv": "branch3x3dbl_3a",
-        "tower_1_mixed_conv_1": "branch3x3dbl_3b",
-        "tower_2_conv": "branch_pool",
-    },
+    "A": _POOL + "tower.conv=branch5x5_1 tower.conv_1=branch5x5_2 tower_1.conv=branch3x3dbl_1 "
+    "tower_1.conv_1=branch3x3dbl_2 tower_1.conv_2=branch3x3dbl_3",
+    "B": "conv=branch3x3 tower.conv=branch3x3dbl_1 tower.conv_1=branch3x3dbl_2 tower.conv_2=branch3x3dbl_3",
+    "C": _POOL + "tower.conv=branch7x7_1 tower.conv_1=branch7x7_2 tower.conv_2=branch7x7_3 tower_1.conv=branch7x7dbl_1 "
+    "tower_1.conv_1=branch7x7dbl_2 tower_1.conv_2=branch7x7dbl_3 tower_1.conv_3=branch7x7dbl_4 "
+    "tower_1.conv_4=branch7x7dbl_5",
+    "D": "tower.conv=branch3x3_1 tower.conv_1=branch3x3_2 tower_1.conv=branch7x7x3_1 "
+    "tower_1.conv_1=branch7x7x3_2 tower_1.conv_2=branch7x7x3_3 tower_1.conv_3=branch7x7x3_4",
+    "E": "conv=branch1x1 tower_conv=branch3x3_1 tower_mixed_conv=branch3x3_2a tower_mixed_conv_1=branch3x3_2b "
+    "tower_1_conv=branch3x3dbl_1 tower_1_conv_1=branch3x3dbl_2 tower_1_mixed_conv=branch3x3dbl_3a "
+    "tower_1_mixed_conv_1=branch3x3dbl_3b tower_2_conv=branch_pool",
 }
 _BLOCKS = (
-    ("mixed", "Mixed_5b", "A"),
-    ("mixed_1", "Mixed_5c", "A"),
-    ("mixed_2", "Mixed_5d", "A"),
-    ("mixed_3", "Mixed_6a", "B"),
-    ("mixed_4", "Mixed_6b", "C"),
-    ("mixed_5", "Mixed_6c", "C"),
-    ("mixed_6", "Mixed_6d", "C"),
-    ("mixed_7", "Mixed_6e", "C"),
-    ("mixed_8", "Mixed_7a", "D"),
-    ("mixed_9", "Mixed_7b", "E"),
-    ("mixed_10", "Mixed_7c", "E"),
+    "mixed=Mixed_5b:A mixed_1=Mixed_5c:A mixed_2=Mixed_5d:A mixed_3=Mixed_6a:B mixed_4=Mixed_6b:C "
+    "mixed_5=Mixed_6c:C mixed_6=Mixed_6d:C mixed_7=Mixed_6e:C mixed_8=Mixed_7a:D mixed_9=Mixed_7b:E "
+    "mixed_10=Mixed_7c:E"
 )
-LAYERS: dict[str, str] = _STEM | {
-    f"{block}.{part}": f"{name}.{branch}" for block, name, kind in _BLOCKS for part, branch in _BRANCHES[kind].items()
-}
-"""Convolution's name in the TensorFlow graph -> its name in torch-fidelity (94 of them)."""
+_STEM = "conv=Conv2d_1a_3x3 conv_1=Conv2d_2a_3x3 conv_2=Conv2d_2b_3x3 conv_3=Conv2d_3b_1x1 conv_4=Conv2d_4a_3x3"
+
+
+def _layers() -> dict[str, str]:
+    """Convolution's name in the TensorFlow graph -> its name in torch-fidelity (94 of them)."""
+    layers = dict(pair.split("=") for pair in _STEM.split())
+    for block, target in (pair.split("=") for pair in _BLOCKS.split()):
+        name, kind = target.split(":")
+        parts = dict(pair.split("=") for pair in _BRANCHES[kind].split())
+        layers |= {f"{block}.{part}": f"{name}.{branch}" for part, branch in parts.items()}
+    return layers
+
+
+LAYERS = _layers()
 
 
 @dataclass(frozen=True)
@@ -205,7 +167,7 @@ def features_digest(state: Mapping[str, Tensor]) -> str:
 def _recognised(path: Path) -> Weights:
     if not path.is_file():
         raise UserError(f"{ENVIRONMENT}: {path} is missing")
-    actual = provenance.file_hash(path)
+    actual = files.file_hash(path)
     if actual == OFFICIAL_SHA256:
         return _official(path)
     if actual == SCRIPT_SHA256:

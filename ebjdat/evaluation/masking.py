@@ -11,14 +11,14 @@ to decide. An indicator is as good as its worst comparison.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 
-from ebjdat.evaluation.statistics import Rate, Result, paired, wilson
+from ebjdat.statistics import Rate, Result, paired
 
 NOTHING_LEFT = 0.02
 """An accuracy is about 0 when it is at most this, and not known to be above when its 95 % interval reaches it."""
@@ -35,14 +35,7 @@ VERDICTS: tuple[Verdict, ...] = ("failed", "not rejected", "shown")
 
 @dataclass(frozen=True, slots=True)
 class Indicator:
-    """One check under one protocol.
-
-    Attributes:
-        name: what is checked.
-        verdict: what the numbers say about it.
-        numbers: accuracies in [0, 1] and counts that decided it.
-        rule: the decision in words, tolerance included.
-    """
+    """One check under one protocol: its verdict, the numbers that decided it, the decision in words."""
 
     name: str
     verdict: Verdict
@@ -70,9 +63,8 @@ def decide(rates: Rates, values: Mapping[str, float], protocol: str) -> tuple[li
     """All checks whose numbers exist, and the names of those that were not measured.
 
     Args:
-        rates: accuracies of the stages clean, autoattack, transfer, sweep and eot by metric key.
-        values: their other numbers.
-        protocol: first part of the keys.
+        rates, values: accuracies and other numbers of the stages clean, autoattack, transfer, sweep and eot.
+        protocol: first part of their names.
     """
     own = {name.removeprefix(f"{protocol}/"): rate for name, rate in rates.items() if name.startswith(f"{protocol}/")}
     checks = {
@@ -89,35 +81,27 @@ def decide(rates: Rates, values: Mapping[str, float], protocol: str) -> tuple[li
     return [found for found in checks.values() if found], [name for name, found in checks.items() if not found]
 
 
-def _series(own: Rates, pattern: str, numbers: Iterator[str] | tuple[str, ...]) -> dict[str, Rate]:
-    """Rates of a pattern with one ``{}``, in the order of ``numbers``, those that exist."""
+def _series(own: Rates, pattern: str, *numbers: str) -> dict[str, Rate]:
+    """Rates of a pattern with one ``{}``, those that exist."""
     return {n: own[pattern.format(n)] for n in numbers if pattern.format(n) in own}
-
-
-def _shown(series: Mapping[str, Rate], prefix: str = "") -> dict[str, float]:
-    return {f"{prefix}{name}": rate.accuracy for name, rate in series.items()}
 
 
 def _radius(own: Rates) -> Indicator | None:
     """(i) Robustness falls as the radius grows."""
-    series = _series(own, "apgd-ce/radius-{}/steps-20", ("0.5", "1", "2", "4"))
+    series = _series(own, "apgd-ce/radius-{}/steps-20", "0.5", "1", "2", "4")
     if len(series) < 2:
         return None
     rates = list(series.values())
-    grows = [no_higher(larger, smaller) for smaller, larger in pairwise(rates)]
     falls = no_higher(rates[0], rates[-1]) == "failed" or _about_zero(rates[0]) != "failed"
-    return Indicator(
-        "radius",
-        worst(grows) if falls else "failed",
-        _shown(series, "x"),
-        "APGD-CE: falls from the smallest to the largest radius, rises nowhere between",
-    )
+    verdict = worst(no_higher(larger, smaller) for smaller, larger in pairwise(rates)) if falls else "failed"
+    rule = "APGD-CE: falls from the smallest to the largest radius, rises nowhere between"
+    return Indicator("radius", verdict, {f"x{radius}": rate.accuracy for radius, rate in series.items()}, rule)
 
 
 def _about_zero(rate: Rate) -> Verdict:
     if rate.accuracy <= NOTHING_LEFT:
         return "shown"
-    return "failed" if wilson(rate.correct, rate.n)[0] > NOTHING_LEFT else "not rejected"
+    return "failed" if rate.interval()[0] > NOTHING_LEFT else "not rejected"
 
 
 def _unbounded(own: Rates) -> Indicator | None:
@@ -131,31 +115,24 @@ def _unbounded(own: Rates) -> Indicator | None:
 
 def _iterations(own: Rates) -> Indicator | None:
     """More iterations never help the defence."""
-    series = _series(own, "apgd-ce/radius-1/steps-{}", ("1", "10", "20", "50", "100"))
+    series = _series(own, "apgd-ce/radius-1/steps-{}", "1", "10", "20", "50", "100")
     if len(series) < 2:
         return None
-    helped = [no_higher(more, fewer) for fewer, more in pairwise(series.values())]
-    return Indicator(
-        "iterations", worst(helped), _shown(series, "steps "), "APGD-CE: more iterations never help the defence"
-    )
+    verdict = worst(no_higher(more, fewer) for fewer, more in pairwise(series.values()))
+    numbers = {f"steps {steps}": rate.accuracy for steps, rate in series.items()}
+    return Indicator("iterations", verdict, numbers, "APGD-CE: more iterations never help the defence")
 
 
 def _one_step(own: Rates) -> Indicator | None:
     """(ii) Iterated attacks are at least as strong as one step."""
-    one, many = own.get("apgd-ce/radius-1/steps-1"), own.get("apgd-ce/radius-1/steps-50")
-    if one is None or many is None:
+    steps = {"one step": own.get("apgd-ce/radius-1/steps-1"), "PGD, one step": own.get("pgd-1")}
+    many = own.get("apgd-ce/radius-1/steps-50")
+    if steps["one step"] is None or many is None:
         return None
-    numbers = {"one step": one.accuracy, "50 steps": many.accuracy}
-    single = own.get("pgd-1")
-    if single is not None:
-        numbers["PGD, one step"] = single.accuracy
-    steps = [one] if single is None else [one, single]
-    return Indicator(
-        "one-step",
-        worst(no_higher(many, step) for step in steps),
-        numbers,
-        "iterated attacks are at least as strong as one step (APGD's first step starts from noise and is 2 eps long)",
-    )
+    found = {name: rate for name, rate in steps.items() if rate is not None}
+    numbers = {name: rate.accuracy for name, rate in (found | {"50 steps": many}).items()}
+    rule = "iterated attacks are at least as strong as one step (APGD's first step starts from noise and is 2 eps long)"
+    return Indicator("one-step", worst(no_higher(many, one) for one in found.values()), numbers, rule)
 
 
 def _randomness(own: Rates) -> Indicator | None:
@@ -192,12 +169,8 @@ def _black_box(own: Rates, attack: str, white: Rate | None) -> Indicator | None:
     numbers = {"black-box": paired_accuracy(black, white), "white-box": paired_accuracy(white, black)}
     name = attack.split("/", maxsplit=1)[0]
     reference = "PGD-20" if name == "transfer" else "AutoAttack's gradient attacks together"
-    return Indicator(
-        name,
-        no_higher(white, black),
-        numbers,
-        f"{name} leaves no fewer images correct than {reference} at one radius",
-    )
+    rule = f"{name} leaves no fewer images correct than {reference} at one radius"
+    return Indicator(name, no_higher(white, black), numbers, rule)
 
 
 def _noise(own: Rates) -> Indicator | None:
@@ -216,9 +189,8 @@ def _self_test(values: Mapping[str, float], protocol: str) -> Indicator | None:
     found = {name.split("self-test/")[1]: value for name, value in values.items() if name.startswith(prefixes)}
     if not found:
         return None
-    planted, undefended = found.get("planted", 1.0), found.get("undefended", 0.0)
     rule = f"the harness finds every planted example and leaves an undefended model at most {100 * NOTHING_LEFT:g} %"
-    works = planted >= 1.0 and undefended <= NOTHING_LEFT
+    works = found.get("planted", 1.0) >= 1.0 and found.get("undefended", 0.0) <= NOTHING_LEFT
     return Indicator("self-test", "shown" if works else "failed", found, rule)
 
 
@@ -231,12 +203,8 @@ def evaluate(rates: Rates, values: Mapping[str, float], protocols: tuple[str, ..
         found, missing = decide(rates, values, protocol)
         for one in found:
             verdicts[f"masking/{protocol}/{one.name}"] = float(one.passed)
-            audits[f"{protocol}/{one.name}"] = {
-                "passed": one.passed,
-                "verdict": one.verdict,
-                "numbers": one.numbers,
-                "rule": one.rule,
-            }
+            told = {"verdict": one.verdict, "numbers": one.numbers, "rule": one.rule}
+            audits[f"{protocol}/{one.name}"] = {"passed": one.passed, **told}
         if missing:
             warnings[protocol] = [f"not measured: {name}" for name in missing]
     if verdicts:

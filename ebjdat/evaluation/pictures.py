@@ -36,18 +36,14 @@ def draw_chains(path: Path, samples: Samples, title: str) -> None:
 
 
 def _draw(path: Path, images: Tensor, rows: list[str], columns: list[str], title: str) -> None:
-    """Images (rows, columns, C, H, W) in [0, 1] as one picture; labels at its edges where matplotlib is installed."""
+    """Images (rows, columns, C, H, W) in [0, 1] as one picture with labels at its edges."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     height, width = images.shape[-2:]
-    mosaic = _mosaic(images)
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        files.write_png(path, (mosaic.clip(0.0, 1.0) * 255.0).round().astype(np.uint8))
-        return
     figure = Figure(figsize=(0.55 * images.shape[1] + 0.5, 0.55 * len(images) + 0.6), dpi=120)
     axes: Any = figure.add_axes((0.08, 0.02, 0.9, 0.9))
-    axes.imshow(mosaic, cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+    axes.imshow(_mosaic(images), cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
     axes.set_yticks([(row + 0.5) * (height + 1) for row in range(len(rows))], rows, fontsize=7)
     axes.set_xticks([(column + 0.5) * (width + 1) for column in range(len(columns))], columns, fontsize=7)
     axes.xaxis.tick_top()

@@ -9,7 +9,6 @@ real test images against the train split, at the same number of images as the sa
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,13 +32,11 @@ from ebjdat.evaluation.features import (
     kernel_distance,
     to_uint8,
 )
-from ebjdat.evaluation.statistics import Rate
+from ebjdat.statistics import Rate
 
 SCHEMA = 1
 KERNEL_REFERENCE = 10_000
 """Train images whose features are kept for the kernel distance, which works on random subsets."""
-
-Say = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -76,9 +73,7 @@ class Reference:
         }
 
 
-def build_reference(
-    folder: Path, prepared: Prepared, settings: Generation, device: torch.device, say: Say = print
-) -> dict[str, Any]:
+def build_reference(folder: Path, prepared: Prepared, settings: Generation, device: torch.device) -> dict[str, Any]:
     """Train the classifier, measure the real images and write the folder; returns its manifest.
 
     Raises:
@@ -87,43 +82,39 @@ def build_reference(
     train, validation, test = (to_uint8(x) for x in (prepared.x_train, prepared.x_val, prepared.x_test))
     trained = train_classifier(train, prepared.y_train, device)
     save_classifier(folder / "classifier.pt", trained.network)
-    extractor = _extractor(settings.features, folder, device, say)
+    extractor = _extractor(settings.features, folder, device)
     parts = [extractor.features(ImageSet(part)) for part in (train, validation, test)]
     statistics, everything = Statistics.of(parts[0]), Statistics.of(torch.cat(parts))
-    floor_images = min(settings.samples, len(test))
+    n, kernel = min(settings.samples, len(test)), parts[0][:KERNEL_REFERENCE]
     clean = Rate.of((predict(trained.network, test, device) == prepared.y_test).numpy())
-    arrays = {
-        "train_mean": statistics.mean,
-        "train_covariance": statistics.covariance,
-        "all_mean": everything.mean,
-        "all_covariance": everything.covariance,
-        "kernel_features": parts[0][:KERNEL_REFERENCE].numpy(),
-    }
-    files.write_npz(folder / "statistics.npz", arrays, compress=False)
-    reference = Reference(
-        extractor, trained, statistics, everything, parts[0][:KERNEL_REFERENCE], {}, floor_images, clean
-    )
+    reference = Reference(extractor, trained, statistics, everything, kernel, {}, n, clean)
     manifest = {
         "schema": SCHEMA,
         "data": prepared.digest,
         "features": {"kind": extractor.kind, "sha256": extractor.sha256, "dimensions": extractor.dimensions},
         "classifier": {"sha256": trained.sha256, "correct": clean.correct, "n": clean.n, "flags": clean.flags},
-        "counts": {"train": statistics.n, "all": everything.n, "floor": floor_images},
-        "floor": reference.distances(parts[2][:floor_images]),
+        "counts": {"train": statistics.n, "all": everything.n, "floor": n},
+        "floor": reference.distances(parts[2][:n]),
     }
+    arrays = {
+        "train_mean": statistics.mean,
+        "train_covariance": statistics.covariance,
+        "all_mean": everything.mean,
+        "all_covariance": everything.covariance,
+        "kernel_features": kernel.numpy(),
+    }
+    files.write_npz(folder / "statistics.npz", arrays, compress=False)
     files.write_json(folder / "manifest.json", manifest)
     return manifest
 
 
-def load_reference(
-    folder: Path, prepared: Prepared, settings: Generation, device: torch.device, say: Say = print
-) -> Reference:
+def load_reference(folder: Path, prepared: Prepared, settings: Generation, device: torch.device) -> Reference:
     """Read a folder written by :func:`build_reference`.
 
     Raises:
         UserError: a file is missing or damaged, or belongs to other data or other features.
     """
-    manifest = files.read_json(folder / "manifest.json")
+    manifest, again = files.read_json(folder / "manifest.json"), "run `dvc repro` to make it again"
     try:
         known = (manifest["schema"], manifest["data"], manifest["features"]["kind"])
         counts, clean = manifest["counts"], {name: manifest["classifier"][name] for name in ("correct", "n", "flags")}
@@ -133,25 +124,21 @@ def load_reference(
         everything = Statistics(arrays["all_mean"], arrays["all_covariance"], counts["all"])
         kernel_features = torch.from_numpy(arrays["kernel_features"])
     except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{folder}: damaged reference ({error}); run `dvc repro` to make it again") from None
-    if known != (SCHEMA, prepared.digest, settings.features):
-        raise UserError(
-            f"{folder}: belongs to schema, data, features {known}, expected "
-            f"{(SCHEMA, prepared.digest, settings.features)}; run `dvc repro` to make it again"
-        )
-    extractor = _extractor(settings.features, folder, device, say)
-    if extractor.sha256 != manifest["features"]["sha256"]:
-        raise UserError(
-            f"{folder}: made with features of sha256 {manifest['features']['sha256']}, found {extractor.sha256}; "
-            "run `dvc repro` to make it again"
-        )
+        raise UserError(f"{folder}: damaged reference ({error}); {again}") from None
+    wanted = (SCHEMA, prepared.digest, settings.features)
+    if known != wanted:
+        raise UserError(f"{folder}: belongs to schema, data, features {known}, expected {wanted}; {again}")
+    extractor = _extractor(settings.features, folder, device)
+    made_with = manifest["features"]["sha256"]
+    if extractor.sha256 != made_with:
+        raise UserError(f"{folder}: made with features of sha256 {made_with}, found {extractor.sha256}; {again}")
     classifier = load_classifier(folder / "classifier.pt")
     return Reference(
         extractor, classifier, train, everything, kernel_features, manifest["floor"], counts["floor"], Rate(**clean)
     )
 
 
-def _extractor(kind: str, folder: Path, device: torch.device, say: Say) -> Extractor:
+def _extractor(kind: str, folder: Path, device: torch.device) -> Extractor:
     if kind == "inception":
-        return inception_extractor(device, say)
+        return inception_extractor(device)
     return classifier_extractor(folder / "classifier.pt", device)

@@ -13,20 +13,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ebjdat.attacks.audit import check_effect
 from ebjdat.attacks.autoattack import CASCADE, CASCADE_START, KINDS, Job, Outcome, kind_of, package_version
+from ebjdat.attacks.outcomes import NOTHING, Outcomes
 from ebjdat.attacks.slices import Loaders, run_jobs
-from ebjdat.evaluation.cases import Case, make_cases
-from ebjdat.evaluation.statistics import Rate, Result
+from ebjdat.evaluation.cases import Case
 from ebjdat.model.store import model_digest
 from ebjdat.protocols import AutoAttackCell
+from ebjdat.statistics import Rate, Result
 
 STANDARD = AutoAttackCell(attack="apgd-ce", steps=100)
 """The first attack of the version ``standard``."""
@@ -37,35 +36,27 @@ Plan = dict[str, list[Job]]
 
 def evaluate(
     load: Loaders,
-    x: Tensor,
-    y: Tensor,
+    cases: list[Case],
     *,
-    nominal: float,
-    variant: str | None,
     slice_size: int,
     last_images: int = 0,
-    folder: Path,
-    made_by: dict[str, str],
+    done: Outcomes = NOTHING,
     workers: int = 1,
+    label: str = "autoattack",
 ) -> Result:
     """Everything of the stage ``autoattack``.
 
     Args:
         load: makes the checkpoints ``best`` and, if there is one, ``last``; see
-            :func:`ebjdat.attacks.slices.run_jobs` for it and for ``workers``.
-        x, y: images (N,C,H,W) in [0, 1], labels (N,).
-        nominal: the profile's radius, pixel units.
-        variant: JEM variant, for the protocol's input noise; None for a baseline.
+            :func:`ebjdat.attacks.slices.run_jobs` for it and for ``done``, ``workers`` and ``label``.
+        cases: both protocols on the model's images.
         slice_size: images per slice; part of what the numbers are.
         last_images: images for the last checkpoint, rounded up to whole slices.
-        folder: outcomes on disk, so that a killed evaluation goes on.
-        made_by: identity of model and code.
 
     Raises:
         AuditError: an attack broke a property, or finds almost nothing.
-        UserError: foreign outcomes in ``folder``.
+        UserError: foreign outcomes in ``done``.
     """
-    cases = make_cases(x, y, nominal, variant)
     last = _last_checkpoint(load) if last_images else "none"
     plans = {case.name: plan(case, slice_size, last_images if last == "other" else 0) for case in cases}
     images = {
@@ -74,7 +65,7 @@ def evaluate(
         for jobs in plans[case.name].values()
         for job in jobs
     }
-    outcomes = run_jobs(list(images), load, images, folder=folder, made_by=made_by, workers=workers)
+    outcomes = run_jobs(list(images), load, images, done=done, workers=workers, label=label)
     parts = [_case_result(case, plans[case.name], outcomes, last_images if last == "same" else 0) for case in cases]
     settings: dict[str, Any] = {case.name: case.settings("table1") | {"slice": slice_size} for case in cases}
     if last != "none":
@@ -84,13 +75,13 @@ def evaluate(
             "weights": "same as best" if last == "same" else "other than best",
         }
     return Result(
-        n=len(x),
+        n=len(cases[0].x),
         rates=_merged(part.rates for part in parts),
         values=_merged(part.values for part in parts),
         audits=_merged(part.audits for part in parts),
         warnings=_merged(part.warnings for part in parts),
         settings=settings | {"package": package_version()},
-        arrays=_merged(part.arrays or {} for part in parts) | {"label": y.cpu().numpy()},
+        arrays=_merged(part.arrays or {} for part in parts) | {"label": cases[0].y.cpu().numpy()},
     )
 
 

@@ -13,8 +13,9 @@ from ebjdat.config import Variant
 from ebjdat.data.prepared import Prepared
 from ebjdat.errors import UserError
 from ebjdat.model.energy import EnergyModel
+from ebjdat.progress import Progress
+from ebjdat.seeds import derive
 from ebjdat.training.samplers import Start, chain_start, generate
-from ebjdat.training.streams import derive
 
 
 def read_buffer(path: Path, shape: tuple[int, int, int]) -> Tensor:
@@ -27,7 +28,7 @@ def read_buffer(path: Path, shape: tuple[int, int, int]) -> Tensor:
         with np.load(path, allow_pickle=False) as stored:
             images = torch.from_numpy(stored["images"])
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: run the stage that trains the model (dvc repro)") from None
+        raise UserError(f"{path} is missing: train the model (dvc repro), or import one with its buffer") from None
     except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not a replay buffer ({error}): train the model again") from None
     if images.dtype != torch.float32 or images.dim() != 4 or tuple(images.shape[1:]) != shape:
@@ -48,11 +49,19 @@ def stream(seed: int, purpose: str, device: torch.device) -> torch.Generator:
     return torch.Generator(device).manual_seed(derive(seed, "generation", purpose))
 
 
-def fresh(model: EnergyModel, variant: Variant, prepared: Prepared, n: int, steps: int, seed: int) -> Tensor:
+def fresh(
+    model: EnergyModel,
+    variant: Variant,
+    prepared: Prepared,
+    n: int,
+    steps: int,
+    seed: int,
+    progress: Progress | None = None,
+) -> Tensor:
     """n ends (n, C, H, W) in [0, 1] of unconditional fresh chains, on the model's device.
 
     Equal n and steps give the same images in every stage.
     """
     device = next(model.parameters()).device
     start = start_of(variant, prepared, device)
-    return generate(model, variant, start, n, steps, stream(seed, "fresh", device))
+    return generate(model, variant, start, n, steps, stream(seed, "fresh", device), progress=progress)

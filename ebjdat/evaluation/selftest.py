@@ -48,11 +48,10 @@ class Plane(nn.Module):
 def planted(x: Tensor, radius: float, seed: int, batches: Batches) -> float | None:
     """Share of the existing adversarial examples that APGD-CE finds; None where none exists."""
     model = Plane(x.mean(0), stream(seed, "plane")).to(x.device)
-    y = model(x).argmax(1)
     exists = model.breakable(x, radius)
     if not bool(exists.any()):
         return None
-    robust = _apgd("self-test/planted", model, x, y, radius, seed, batches)
+    robust = _apgd("self-test/planted", model, x, model(x).argmax(1), radius, seed, batches)
     return float((~robust[exists]).float().mean())
 
 
@@ -65,16 +64,4 @@ def undefended(model: nn.Module, x: Tensor, y: Tensor, nominal: float, seed: int
 def _apgd(label: str, model: nn.Module, x: Tensor, y: Tensor, radius: float, seed: int, batches: Batches) -> Tensor:
     """Robust images, (N,) bool."""
     attack = APGD(eps=radius, steps=STEPS, batches=batches)
-    generator = stream(seed, "self-test")
-    start = attack.start(x, generator)
-    attacked = attack_case(
-        label,
-        model,
-        x,
-        y,
-        radius,
-        lambda wanted, labels, begin: attack(model, wanted, labels, generator, begin),
-        start=start,
-        batches=batches,
-    )
-    return attacked.robust
+    return attack_case(label, model, x, y, attack, stream(seed, "self-test")).robust

@@ -7,10 +7,12 @@ step of the full radius from the image) and ``<protocol>/uniform-noise`` (no att
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,21 +20,16 @@ from ebjdat.attacks.apgd import APGD
 from ebjdat.attacks.audit import check_images, guarded
 from ebjdat.attacks.batches import Batches, correct
 from ebjdat.attacks.linf import PGD, uniform_like
+from ebjdat.attacks.outcomes import NOTHING, Outcomes
 from ebjdat.evaluation import selftest
-from ebjdat.evaluation.cases import Case, arrays_of, attack_case, opened, rate, stream
-from ebjdat.evaluation.outcomes import NOTHING, Outcome, Outcomes
-from ebjdat.evaluation.statistics import Result
+from ebjdat.evaluation.cases import Attacked, Case, attack_case, rate, stream
+from ebjdat.progress import Progress
+from ebjdat.statistics import Rate, Result
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One column of the table: images with a radius and a number of steps.
-
-    Attributes:
-        noise: input noise of the images, pixel units.
-        radius: pixel units.
-        steps: iterations.
-    """
+    """One column of the table: images with input noise, attacked at a radius (both in pixel units), iterations."""
 
     noise: float
     radius: float
@@ -40,40 +37,29 @@ class Cell:
 
 
 def evaluate(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    *,
-    nominal: float,
-    variant: str | None,
-    batches: Batches | None = None,
-    done: Outcomes = NOTHING,
+    model: nn.Module, cases: list[Case], *, batches: Batches, done: Outcomes = NOTHING, label: str = "sweep"
 ) -> Result:
-    """Everything of the stage ``sweep``; arguments as in :func:`ebjdat.evaluation.transfer.evaluate`.
+    """Everything of the stage ``sweep``; arguments as in :func:`ebjdat.evaluation.eot.evaluate`.
 
     Raises:
         AuditError: an attack broke a property.
     """
-    cases, batches = opened(x, y, nominal, variant, batches)
-    names = {case.name: cells_of(case) for case in cases}
-    images = {case.noise: case for case in cases}
-    # Protocols meet in a cell when noise, radius and steps agree; then it is computed once.
-    cells = list(dict.fromkeys(cell for named in names.values() for cell in named.values()))
-    walked, audits = _attack_cells(model, cells, images, batches, done)
-    flags = {name: walked[cell] for named in names.values() for name, cell in named.items()}
-    measured = {name: audits[cell] for named in names.values() for name, cell in named.items()}
+    names = {name: cell for case in cases for name, cell in cells_of(case).items()}
+    walked, audits = _attack_cells(model, names, cases, batches, done, label)
+    rates = {name: Rate.of(walked[cell]) for name, cell in names.items()}
+    measured = {name: audits[cell] for name, cell in names.items()}
     for case in cases:
-        flags[f"{case.name}/clean"] = correct(model, case.x, case.y, batches)
-        flags[f"{case.name}/uniform-noise"] = correct(model, _uniform(case), case.y, batches)
-        flags[f"{case.name}/pgd-1"], measured[f"{case.name}/pgd-1"] = _fgsm(model, case, batches)
-    found = selftest.planted(x, cases[0].radius, cases[0].protocol.seed, batches)
+        rates[f"{case.name}/clean"] = rate(correct(model, case.x, case.y, batches))
+        rates[f"{case.name}/uniform-noise"] = rate(correct(model, _uniform(case), case.y, batches))
+        fgsm = _fgsm(model, case, batches)
+        rates[f"{case.name}/pgd-1"], measured[f"{case.name}/pgd-1"] = rate(fgsm.robust), fgsm.audit.plain()
+    found = selftest.planted(cases[0].x, cases[0].radius, cases[0].protocol.seed, batches)
     return Result(
-        n=len(x),
-        rates={name: rate(robust) for name, robust in flags.items()},
+        n=len(cases[0].x),
+        rates=rates,
         values={} if found is None else {"self-test/planted": found},
         audits=measured,
         settings={case.name: case.settings("sweep") for case in cases},
-        arrays=arrays_of(flags, y),
     )
 
 
@@ -91,29 +77,42 @@ def cells_of(case: Case) -> dict[str, Cell]:
 
 
 def _attack_cells(
-    model: nn.Module, cells: list[Cell], images: dict[float, Case], batches: Batches, done: Outcomes
-) -> tuple[dict[Cell, Tensor], dict[Cell, dict[str, Any]]]:
-    """Robust images and audit of every cell; cells of equal steps walk together in larger batches."""
+    model: nn.Module, names: dict[str, Cell], cases: list[Case], batches: Batches, done: Outcomes, label: str
+) -> tuple[dict[Cell, np.ndarray], dict[Cell, dict[str, Any]]]:
+    """Robust images and audit of every cell; cells of equal steps walk together in larger batches.
+
+    Protocols meet in a cell when noise, radius and steps agree; then it is computed once.
+    """
+    cells = list(dict.fromkeys(names.values()))
+    images = {case.noise: case for case in cases}
     right = {noise: correct(model, case.x, case.y, batches) for noise, case in images.items()}
-    robust: dict[Cell, Tensor] = {}
+    robust: dict[Cell, np.ndarray] = {}
     audits: dict[Cell, dict[str, Any]] = {}
-    for steps in sorted({cell.steps for cell in cells}):
-        together = {str(cell): cell for cell in cells if cell.steps == steps}
-        found, measured = done.once(
-            f"apgd-ce, {steps} steps", partial(_attack_together, model, together, images, right, batches)
-        )
-        robust |= {cell: found[name] for name, cell in together.items()}
-        audits |= {cell: measured[name] for name, cell in together.items()}
+    with Progress(sum(cell.steps for cell in cells), label, unit="step") as progress:
+        for steps in sorted({cell.steps for cell in cells}):
+            together = {str(cell): cell for cell in cells if cell.steps == steps}
+            attack = partial(_attack_together, model, together, images, right, batches, progress)
+            found, measured = done.once(f"apgd-ce, {steps} steps", attack, progress, steps * len(together))
+            robust |= {cell: found[name] for name, cell in together.items()}
+            audits |= {cell: measured[name] for name, cell in together.items()}
+            shown = robust.get(Cell(cases[0].noise, cases[0].radius, steps))
+            progress.advance(0, **({} if shown is None else {"robust": float(shown.mean())}))
     return robust, audits
 
 
 def _attack_together(
-    model: nn.Module, cells: dict[str, Cell], images: dict[float, Case], right: dict[float, Tensor], batches: Batches
-) -> Outcome:
+    model: nn.Module,
+    cells: dict[str, Cell],
+    images: dict[float, Case],
+    right: dict[float, Tensor],
+    batches: Batches,
+    progress: Progress,
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
     """Robust images and audit of cells of equal steps."""
     robust: dict[str, Tensor] = {}
     audits: dict[str, dict[str, Any]] = {}
-    crafted = _walk(model, list(cells.values()), images, right, batches)
+    tick = partial(progress.advance, len(cells))
+    crafted = _walk(model, list(cells.values()), images, right, batches, tick)
     for (name, cell), x_adv in zip(cells.items(), crafted, strict=True):
         case, chosen = images[cell.noise], right[cell.noise]
         label = f"apgd-ce at {cell.radius:.4g} with {cell.steps} steps"
@@ -125,7 +124,12 @@ def _attack_together(
 
 
 def _walk(
-    model: nn.Module, cells: list[Cell], images: dict[float, Case], right: dict[float, Tensor], batches: Batches
+    model: nn.Module,
+    cells: list[Cell],
+    images: dict[float, Case],
+    right: dict[float, Tensor],
+    batches: Batches,
+    tick: Callable[[], object],
 ) -> list[Tensor]:
     """Adversarial images of each cell's correctly classified images."""
     x, y, eps, start = [], [], [], []
@@ -136,23 +140,17 @@ def _walk(
         x.append(case.x[chosen])
         y.append(case.y[chosen])
         eps.append(torch.full_like(x[-1][:, :1, :1, :1], cell.radius))
-    sizes = [len(part) for part in x]
     x_adv = torch.cat(x)
     if len(x_adv):
-        attack = APGD(eps=torch.cat(eps), steps=cells[0].steps, batches=batches)
+        attack = APGD(eps=torch.cat(eps), steps=cells[0].steps, batches=batches, tick=tick)
         with guarded("apgd-ce", model):
             x_adv = attack(model, x_adv, torch.cat(y), torch.Generator(), torch.cat(start))
-    return list(x_adv.split(sizes))
+    return list(x_adv.split([len(part) for part in x]))
 
 
-def _fgsm(model: nn.Module, case: Case, batches: Batches) -> tuple[Tensor, dict[str, Any]]:
+def _fgsm(model: nn.Module, case: Case, batches: Batches) -> Attacked:
     attack = PGD(eps=case.radius, step=case.radius, steps=1, batches=batches)
-    generator = stream(case.protocol.seed, "fgsm")
-    attacked = attack_case(
-        f"{case.name}/pgd-1", model, case.x, case.y, case.radius,
-        lambda x, y, begin: attack(model, x, y, generator, begin), batches=batches,
-    )  # fmt: skip
-    return attacked.robust, attacked.audit.plain()
+    return attack_case(f"{case.name}/pgd-1", model, case.x, case.y, attack, stream(case.protocol.seed, "fgsm"))
 
 
 def _uniform(case: Case) -> Tensor:

@@ -1,7 +1,7 @@
 """How forwards are computed: precision, compilation, and gradients of inputs only.
 
-Precision concerns the body of the network alone. Input mapping, pooled features, head, logits,
-energies, losses, chain states, attacks and the optimiser are float32 under every setting.
+Precision concerns the body of the network alone. Input mapping, pooled features, head, logits, energies, losses, chain
+states, attacks and the optimiser are float32 under every setting.
 
     float32   every operation in float32, TF32 off on GPUs (see ``ebjdat.device``)
     bfloat16  convolutions and normalisation of activations in bfloat16 by autocast; weights, their
@@ -45,8 +45,8 @@ def has_native_bfloat16(device: torch.device) -> bool:
 def input_gradients_only(model: nn.Module) -> Iterator[None]:
     """Inside, parameters ask for no gradient, so that a backward computes that of the input alone.
 
-    Eager autograd skips unasked weight gradients anyway; it also drops what they alone would need,
-    and a compiled backward is built without them.
+    Eager autograd skips unasked weight gradients anyway; it also drops what they alone would need, and a compiled
+    backward is built without them.
     """
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in learning:
@@ -61,8 +61,8 @@ def input_gradients_only(model: nn.Module) -> Iterator[None]:
 def compile_network(model: EnergyModel, x: Tensor) -> bool:
     """Compile the network and try every kind of pass that training makes on x (N,C,H,W) in [0, 1].
 
-    Where compilation fails, the model stays eager and one line on stderr says why. Weights and
-    statistics are left as they are.
+    Where compilation fails, the model stays eager and one line on stderr says why. Weights and statistics are left as
+    they are.
 
     Returns:
         Whether the model is compiled.

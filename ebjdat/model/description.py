@@ -1,8 +1,8 @@
 """What lies beside a model's weights so that they can be used without ``params.yaml``.
 
-``model.json`` names the model, the images it takes, and how its chains start and run: the recipe of
-its variant and the class Gaussians. Those of CIFAR-10 have 189 MB, so the folder of a trained model
-refers to the prepared data's file, by path and hash; an exported model has its own.
+``model.json`` names the model, how it was made, the images it takes, and how its chains start and run: the recipe of
+its variant and the class Gaussians. Those of CIFAR-10 have 189 MB, so the folder of a trained model refers to the
+prepared data's file, by path and hash; an exported model has its own.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ebjdat import files, provenance
-from ebjdat.config import Params, Variant, to_plain, variant_from
+from ebjdat import files
+from ebjdat.config import Setup, Variant, variant_from
 from ebjdat.data.prepared import Prepared
 from ebjdat.errors import UserError
-from ebjdat.subject import Subject
+from ebjdat.protocols import REVISIONS
+from ebjdat.run import Run
 
 NAME = "model.json"
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,27 +27,24 @@ class Description:
     """A model without its weights.
 
     Attributes:
-        name: as in tables' folders, such as ``ebjdat-jempp``.
-        profile, method, variant, seed: the run; ``variant`` is None for a baseline.
-        identity: training identity.
-        dataset: ``digits`` or ``cifar10``.
+        profile, model, seed: the run.
+        params: the parameters that it was trained with, as records hold them.
+        revision: of training.
         data: digest of the prepared data.
         shape: (C, H, W) of an image.
         classes: number of logits.
         recipe: the JEM recipe as it was run; None for a model that does not generate.
         chain_steps: outer steps of a fresh chain in the profile's evaluation.
-        gaussians: path of the class Gaussians, relative to this file's folder or to one above it; None
-            where chains start elsewhere.
+        gaussians: path of the class Gaussians, relative to this file's folder or to one above it; None where chains
+            start elsewhere.
         gaussians_sha256: of that file.
     """
 
-    name: str
     profile: str
-    method: str
-    variant: str | None
+    model: str
     seed: int
-    identity: str
-    dataset: str
+    params: dict[str, Any]
+    revision: int
     data: str
     shape: tuple[int, int, int]
     classes: int
@@ -55,33 +53,54 @@ class Description:
     gaussians: str | None = None
     gaussians_sha256: str | None = None
 
+    @property
+    def run(self) -> Run:
+        """Which run it is."""
+        return Run(self.profile, self.model, self.seed)
+
     def plain(self) -> dict[str, Any]:
         """As JSON values."""
-        return {"schema": SCHEMA} | provenance.plain(to_plain(self))
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        recipe = None if self.recipe is None else self.recipe.plain()
+        return fields | {"schema": SCHEMA, "shape": list(self.shape), "recipe": recipe}
 
 
-def describe(params: Params, subject: Subject, data: Prepared, identity: str) -> Description:
+def describe(setup: Setup, data: Prepared) -> Description:
     """The description of a model that was just trained."""
-    recipe, place, digest = subject.recipe(params), None, None
-    if recipe is not None and recipe.chain_start == "informative" and isinstance(data.gaussians, Path):
-        place = data.gaussians.as_posix()
-        digest = provenance.file_hash(data.gaussians)
+    run, place, digest = setup.run, None, None
+    if setup.recipe is not None and setup.recipe.chain_start == "informative" and isinstance(data.gaussians, Path):
+        place, digest = data.gaussians.as_posix(), files.file_hash(data.gaussians)
     return Description(
-        name=subject.name,
-        profile=subject.profile,
-        method=subject.method,
-        variant=subject.variant,
-        seed=subject.seed,
-        identity=identity,
-        dataset=params.profiles[subject.profile].data.dataset,
+        profile=run.profile,
+        model=run.model,
+        seed=run.seed,
+        params=setup.recorded("train"),
+        revision=REVISIONS["train"],
         data=data.digest,
         shape=data.shape,
         classes=len(data.y_train.unique()),
-        recipe=recipe,
-        chain_steps=params.profiles[subject.profile].evaluation.generation.chain_steps,
+        recipe=setup.recipe,
+        chain_steps=setup.evaluation.generation.chain_steps,
         gaussians=place,
         gaussians_sha256=digest,
     )
+
+
+def check(described: Description, setup: Setup, data: Prepared) -> None:
+    """Refuse a model that was not trained as today's parameters say: its numbers would stand under a wrong name.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    now, then = setup.recorded("train") | {"revision": REVISIONS["train"]}, described.params
+    then = then | {"revision": described.revision}
+    differing = sorted(name for name in {*now, *then} if now.get(name) != then.get(name))
+    differing += ["the prepared images"] if described.data != data.digest else []
+    if differing:
+        raise UserError(
+            f"{setup.run.model_dir} was trained with other parameters ({', '.join(differing)}): train it again, "
+            f"`python -m stages.train --model {setup.run.model} --seed {setup.run.seed}` or `dvc repro --force`"
+        )
 
 
 def parse(value: Any, where: str) -> Description:

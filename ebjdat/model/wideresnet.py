@@ -1,9 +1,9 @@
 """Pre-activation wide residual network of the JEM family.
 
-Zagoruyko & Komodakis 2016 (arXiv:1605.07146) as the JEM family configures it (Grathwohl et al.,
-ICLR 2020, arXiv:1912.03263): LeakyReLU 0.2, convolutions with bias, the stride on the second
-convolution of a block, a 1x1 convolution as shortcut where the shape changes, global average
-pooling and a linear head. WRN-28-10 has 36.5 million parameters and 5.95 GMAC per 32x32 image.
+Zagoruyko & Komodakis 2016 (arXiv:1605.07146) as the JEM family configures it (Grathwohl et al., ICLR 2020,
+arXiv:1912.03263): LeakyReLU 0.2, convolutions with bias, the stride on the second convolution of a block, a 1x1
+convolution as shortcut where the shape changes, global average pooling and a linear head. WRN-28-10 has 36.5 million
+parameters and 5.95 GMAC per 32x32 image.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ SLOPE = 0.2
 class BatchNorm(nn.BatchNorm2d):
     """BatchNorm that can use batch statistics without touching its running statistics.
 
-    In training mode with ``track`` off it normalises with the statistics of the batch only;
-    chains and the second pass of SAM run like that. In eval mode it is plain BatchNorm. With
-    ``parts`` above 1 a training batch is cut into equal parts, each with statistics of its own.
+    In training mode with ``track`` off it normalises with the statistics of the batch only; chains and the second pass
+    of SAM run like that. In eval mode it is plain BatchNorm. With ``parts`` above 1 a training batch is cut into equal
+    parts, each with statistics of its own.
     """
 
     track: bool = True

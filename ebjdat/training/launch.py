@@ -1,8 +1,7 @@
-"""How many devices train, and the start of one process for each by torchrun.
+"""How many processes train a model, and their start by torchrun, one per device.
 
-``devices: auto`` takes every GPU that PyTorch sees, or as many of them as divide the batches; on a CPU
-it is 1, and several processes (gloo) are there for the asking. The parent process is torchrun itself:
-it passes signals on to its processes and ends all of them when one fails.
+``devices: auto`` is one process; several are there for the asking, also on a CPU (gloo). The parent process is torchrun
+itself: it passes signals on to its processes and ends all of them when one fails.
 """
 
 from __future__ import annotations
@@ -13,47 +12,44 @@ from collections.abc import Sequence
 
 import torch
 
-from ebjdat.config import Params
+from ebjdat.config import Setup
 from ebjdat.device import choose_device, processors
 from ebjdat.errors import Interrupted, UserError
-from ebjdat.subject import Subject
 from ebjdat.training import parallel
 
 GRACE_SECONDS = 300
 """How long a process may take to write its checkpoint after a signal."""
 
 
-def processes(params: Params, subject: Subject) -> int:
-    """How many processes train ``subject``, one per device.
+def processes(setup: Setup) -> int:
+    """How many processes train a run, one per device.
 
     Raises:
         UserError: more devices are asked for than exist, or they do not divide the batches.
     """
-    cuda = choose_device(params.device).type == "cuda"
-    exist = torch.cuda.device_count() if cuda else processors()
-    sizes = batches(params, subject)
-    wanted = int(os.environ["WORLD_SIZE"]) if parallel.launched() else params.devices
-    if wanted == "auto":
-        return max(n for n in range(1, exist + 1 if cuda else 2) if not any(size % n for size in sizes.values()))
-    if params.devices not in ("auto", wanted):
-        raise UserError(f"devices: {params.devices} were asked for, but torchrun started {wanted} processes")
+    asked = 1 if setup.devices == "auto" else int(setup.devices)
+    wanted = int(os.environ["WORLD_SIZE"]) if parallel.launched() else asked
+    if setup.devices not in ("auto", wanted):
+        raise UserError(f"devices: {asked} were asked for, but torchrun started {wanted} processes")
+    cuda = choose_device(setup.device).type == "cuda"
+    exist, kind = (torch.cuda.device_count(), "CUDA devices") if cuda else (processors(), "processors")
     if wanted > exist:
-        kind = "CUDA devices" if cuda else "processors"
         raise UserError(f"devices: {wanted} were asked for, but this machine shows {exist} {kind}")
-    for name, size in sizes.items():
+    for name, size in _divided(setup).items():
         if size % wanted:
             raise UserError(f"devices: {wanted} do not divide {name} {size} into equal shares")
     return wanted
 
 
-def batches(params: Params, subject: Subject) -> dict[str, int]:
+def _divided(setup: Setup) -> dict[str, int]:
     """What must divide into equal shares, by name."""
-    schedule, shared = subject.schedule(params), params.profiles[subject.profile].training.shared
-    sizes = {"batch_size": schedule.batch_size}
-    if not subject.is_baseline:
-        sizes["px_batch_size"] = min(schedule.px_batch_size, shared.buffer_size)
-    if shared.bn_parts > 1:
-        sizes["bn_parts"] = shared.bn_parts
+    training = setup.training
+    assert training is not None
+    sizes = {"batch_size": training.batch_size}
+    if setup.recipe is not None:
+        sizes["px_batch_size"] = min(training.px_batch_size, training.buffer_size)
+    if training.bn_parts > 1:
+        sizes["bn_parts"] = training.bn_parts
     return sizes
 
 

@@ -1,13 +1,13 @@
 """What training minimises: EB-JDAT with its readings, the plain variants, and the baselines.
 
-An objective works in two halves, so that the second pass of sharpness-aware minimisation sees the
-same negatives and the same adversarial images:
+An objective works in two halves, so that the second pass of sharpness-aware minimisation sees the same negatives and
+the same adversarial images:
 
     prepare(model, batch)  walks the chains and crafts adversarial images
     loss(model, prepared)  the scalar to minimise, with the terms it is made of
 
-EB-JDAT models p(x, x_adv, y) = p(y | x_adv, x) p(x_adv | x) p(x) ("Your Classifier Can Do More",
-arXiv:2505.19459) and minimises
+EB-JDAT models p(x, x_adv, y) = p(y | x_adv, x) p(x_adv | x) p(x) ("Your Classifier Can Do More", arXiv:2505.19459)
+and minimises
 
     w_px * [mean E(x_p) - mean E(x_gen)] + w_clean * CE(f(x), y) + w_adversarial * CE(f(x_adv), y)
     + w_energy * energy term
@@ -18,18 +18,17 @@ with the energy term of p(x_adv | x) under the reading
     cross_entropy, released   mean E(x_p) - mean E(x_adv), unpaired: x_adv as extra negatives
     none                      0
 
-The two outer terms point in opposite directions: the first lowers E(x_adv) relative to its
-reference, the second raises it.
+The two outer terms point in opposite directions: the first lowers E(x_adv) relative to its reference, the second
+raises it.
 
-BatchNorm: chains see what the variant says and update nothing; adversarial images are crafted with
-running statistics; in the loss each of x_p, x_gen, x, x_adv is normalised by its own batch, and
-only x and x_adv update running statistics.
+BatchNorm: chains see what the variant says and update nothing; adversarial images are crafted with running statistics;
+in the loss each of x_p, x_gen, x, x_adv is normalised by its own batch, and only x and x_adv update running statistics.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +38,7 @@ from ebjdat.config import Gap, Variant
 from ebjdat.model.energy import EnergyModel, energy
 from ebjdat.model.wideresnet import statistics
 from ebjdat.training import parallel
-from ebjdat.training.adversary import inner_objective, sign_ascent, uniform_start
+from ebjdat.training.adversary import inner_objective, pgd, sign_ascent, uniform_start
 from ebjdat.training.replay_buffer import ReplayBuffer
 from ebjdat.training.samplers import chain
 from ebjdat.training.streams import Streams, normal
@@ -68,56 +67,62 @@ Terms = dict[str, Tensor]
 """Detached scalars by name, for the history."""
 
 
-class Objective(Protocol):
-    """See the module."""
+class Objective:
+    """A method: its two halves, and what it means for statistics and selection.
+
+    Args:
+        eps: radius of the training adversary, pixel units.
+        recipe: the JEM recipe as the method uses it; None for a baseline.
+    """
+
+    sees: ClassVar[Literal["clean", "adversarial", "both"]] = "both"
+    """Which kinds of images the labelled terms see, and so BatchNorm in training."""
+    selected_by: ClassVar[Literal["robust", "clean"]] = "robust"
+    """Validation accuracy that selects the checkpoint: PGD robust accuracy, by one rule for all that are compared."""
+
+    def __init__(self, eps: float, recipe: Variant | None = None) -> None:
+        self.eps, self.recipe = eps, recipe
+
+    @property
+    def reach(self) -> float:
+        """How far :meth:`craft` can get from x, pixel units; more than eps where it does not project."""
+        return self.eps
 
     def prepare(self, model: EnergyModel, batch: Batch, buffer: ReplayBuffer | None, streams: Streams) -> Prepared:
         """Everything that needs input gradients."""
+        return Prepared(batch, x_adv=self.craft(model, batch.x, batch.y, streams.attack))
+
+    def craft(self, model: EnergyModel, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        """Adversarial images (N,C,H,W) in [0, 1] for images x in [0, 1] and labels y (N,)."""
+        raise NotImplementedError
 
     def loss(self, model: EnergyModel, prepared: Prepared) -> tuple[Tensor, Terms]:
         """The scalar to minimise and its terms."""
+        raise NotImplementedError
 
 
-def energy_gap(adversarial: Tensor, clean: Tensor, form: Gap) -> Tensor:
-    """G(E(x_adv) - E(x)) for paired energies (N,): the forms of the reading ``energy``."""
-    gap = adversarial - clean
-    if form == "mean_hinge":
-        return parallel.mean(gap).clamp_min(0.0)
-    if form == "mean_absolute":
-        return parallel.mean(gap).abs()
-    if form == "sample_hinge":
-        return gap.clamp_min(0.0).mean()
-    if form == "sample_absolute":
-        return gap.abs().mean()
-    return gap.mean()
+class EBJDAT(Objective):
+    """EB-JDAT over a JEM variant; without its energy term where the recipe's reading is ``none``."""
 
+    recipe: Variant
 
-def energy_term(reading: str, form: Gap, adversarial: Tensor, clean: Tensor, data: Tensor) -> Tensor:
-    """The outer energy term from E(x_adv) and E(x) (N,) and E(x_p) (M,); a scalar."""
-    if reading == "energy":
-        return energy_gap(adversarial, clean, form)
-    if reading == "none":
-        return adversarial.new_zeros(())
-    return data.mean() - adversarial.mean()
-
-
-class EBJDAT:
-    """EB-JDAT over a JEM variant; with ``adversarial`` off, the plain variant."""
-
-    def __init__(self, variant: Variant, eps: float, *, adversarial: bool = True) -> None:
-        self.variant, self.eps, self.adversarial = variant, eps, adversarial
+    @property
+    def reach(self) -> float:
+        """See :class:`Objective`."""
+        return self.eps * (1.0 if self.recipe.project else 1.0 + self.recipe.attack_steps * self.recipe.attack_step)
 
     def prepare(self, model: EnergyModel, batch: Batch, buffer: ReplayBuffer | None, streams: Streams) -> Prepared:
         """Walk the chains from the replay buffer; craft x_adv under the reading."""
         assert buffer is not None and batch.x_p is not None
         start, places = buffer.draw(len(batch.x_p), streams.buffer)
-        x_gen = chain(model, start, self.variant, self.variant.steps, streams.chains)
+        x_gen = chain(model, start, self.recipe, self.recipe.steps, streams.chains)
         buffer.put(places, x_gen)
-        return Prepared(batch, x_gen, self.craft(model, batch.x, batch.y, streams.attack) if self.adversarial else None)
+        x_adv = None if self.sees == "clean" else self.craft(model, batch.x, batch.y, streams.attack)
+        return Prepared(batch, x_gen, x_adv)
 
     def craft(self, model: EnergyModel, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        """The inner problem: adversarial images (N,C,H,W) in [0, 1] for x, y."""
-        recipe = self.variant
+        """The inner problem; see ``ebjdat.training.adversary``."""
+        recipe = self.recipe
         with torch.no_grad(), statistics(model, "running"):
             reference = model(x)
         return sign_ascent(
@@ -133,8 +138,7 @@ class EBJDAT:
 
     def loss(self, model: EnergyModel, prepared: Prepared) -> tuple[Tensor, Terms]:
         """The weighted sum of the module's formula."""
-        recipe, batch = self.variant, prepared.batch
-        assert prepared.x_gen is not None and batch.x_p is not None
+        recipe, batch = self.recipe, prepared.batch
         data_logits, generated_logits, clean_logits, adversarial_logits = self._forwards(model, prepared)
         data, generated, clean = energy(data_logits), energy(generated_logits), energy(clean_logits)
         px = data.mean() - generated.mean()
@@ -154,13 +158,12 @@ class EBJDAT:
     def _forwards(self, model: EnergyModel, prepared: Prepared) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Logits of x_p, x_gen, x and, where there is one, x_adv.
 
-        Without normalisation no image sees another, and all sets are one pass. With BatchNorm each
-        set is a pass of its own, normalised by its own batch: x_p and x_gen leave running
-        statistics alone, x and then x_adv update them.
+        Without normalisation no image sees another, and all sets are one pass. With BatchNorm each set is a pass of its
+        own: x_p and x_gen leave running statistics alone, x and then x_adv update them.
         """
         x, x_p, x_gen, x_adv = prepared.batch.x, prepared.batch.x_p, prepared.x_gen, prepared.x_adv
         assert x_p is not None and x_gen is not None
-        if self.variant.norm == "none":
+        if self.recipe.norm == "none":
             sets = [x_p, x_gen, x] if x_adv is None else [x_p, x_gen, x, x_adv]
             parts = model(torch.cat(sets)).split([len(part) for part in sets])
             return parts[0], parts[1], parts[2], None if x_adv is None else parts[3]
@@ -169,27 +172,21 @@ class EBJDAT:
         return data, generated, model(x), None if x_adv is None else model(x_adv)
 
 
-class PGDAT:
+class Plain(EBJDAT):
+    """The plain JEM variant: EB-JDAT without its two adversarial terms."""
+
+    sees = "clean"
+
+
+class PGDAT(Objective):
     """PGD adversarial training (Madry et al., ICLR 2018; settings of Rice et al., ICML 2020, arXiv:2002.11569)."""
 
-    def __init__(self, eps: float, steps: int = 10, step: float = 0.25) -> None:
-        self.eps, self.steps, self.step = eps, steps, step
-
-    def prepare(self, model: EnergyModel, batch: Batch, buffer: ReplayBuffer | None, streams: Streams) -> Prepared:
-        """PGD on the cross-entropy from a random start; ``step`` is a fraction of eps."""
-        return Prepared(batch, x_adv=self.craft(model, batch.x, batch.y, streams.attack))
+    sees = "adversarial"
+    steps = 10
 
     def craft(self, model: EnergyModel, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        """Adversarial images (N,C,H,W) in [0, 1]."""
-        return sign_ascent(
-            model,
-            lambda logits: F.cross_entropy(logits, y, reduction="sum"),
-            x,
-            uniform_start(x, self.eps, generator),
-            eps=self.eps,
-            step=self.step * self.eps,
-            steps=self.steps,
-        )
+        """PGD from a random start."""
+        return pgd(model, x, y, uniform_start(x, self.eps, generator), self.eps, self.steps)
 
     def loss(self, model: EnergyModel, prepared: Prepared) -> tuple[Tensor, Terms]:
         """Cross-entropy on adversarial images only."""
@@ -199,29 +196,22 @@ class PGDAT:
         return total, _detached(total, {"loss_adversarial": total, "energy_adversarial": energy(logits).mean()})
 
 
-class TRADES:
+class TRADES(Objective):
     """TRADES (Zhang et al., ICML 2019, arXiv:1901.08573): CE(f(x), y) + beta KL(f(x) || f(x_adv))."""
 
-    def __init__(self, eps: float, beta: float = 6.0, steps: int = 10, step: float = 0.007 / 0.031) -> None:
-        self.eps, self.beta, self.steps, self.step = eps, beta, steps, step
-
-    def prepare(self, model: EnergyModel, batch: Batch, buffer: ReplayBuffer | None, streams: Streams) -> Prepared:
-        """Raise the divergence from x + 0.001 N(0, 1)."""
-        return Prepared(batch, x_adv=self.craft(model, batch.x, batch.y, streams.attack))
+    beta = 6.0
+    steps, step = 10, 0.007 / 0.031
 
     def craft(self, model: EnergyModel, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        """Adversarial images (N,C,H,W) in [0, 1]; labels are not used."""
+        """Raise the divergence from x + 0.001 N(0, 1); labels are not used."""
         with torch.no_grad(), statistics(model, "running"):
             reference = F.softmax(model(x), dim=1)
-        return sign_ascent(
-            model,
-            lambda logits: F.kl_div(F.log_softmax(logits, dim=1), reference, reduction="sum"),
-            x,
-            x + 0.001 * normal(x, generator),
-            eps=self.eps,
-            step=self.step * self.eps,
-            steps=self.steps,
-        )
+
+        def divergence(logits: Tensor) -> Tensor:
+            return F.kl_div(F.log_softmax(logits, dim=1), reference, reduction="sum")
+
+        start, step = x + 0.001 * normal(x, generator), self.step * self.eps
+        return sign_ascent(model, divergence, x, start, eps=self.eps, step=step, steps=self.steps)
 
     def loss(self, model: EnergyModel, prepared: Prepared) -> tuple[Tensor, Terms]:
         """CE on clean images plus beta times the mean divergence."""
@@ -236,8 +226,11 @@ class TRADES:
         return total, _detached(total, terms)
 
 
-class Undefended:
-    """Plain cross-entropy; the undefended network of transfer and of the self-tests."""
+class Undefended(Objective):
+    """Plain cross-entropy; selected by clean accuracy, for robust accuracy would stop it at its first epochs."""
+
+    sees = "clean"
+    selected_by = "clean"
 
     def prepare(self, model: EnergyModel, batch: Batch, buffer: ReplayBuffer | None, streams: Streams) -> Prepared:
         """Nothing to prepare."""
@@ -248,6 +241,29 @@ class Undefended:
         logits = model(prepared.batch.x)
         total = F.cross_entropy(logits, prepared.batch.y)
         return total, _detached(total, {"loss_clean": total, "energy_clean": energy(logits).mean()})
+
+
+def energy_term(reading: str, form: Gap, adversarial: Tensor, clean: Tensor, data: Tensor) -> Tensor:
+    """The outer energy term from E(x_adv) and E(x) (N,) and E(x_p) (M,); a scalar."""
+    if reading == "energy":
+        return energy_gap(adversarial, clean, form)
+    if reading == "none":
+        return adversarial.new_zeros(())
+    return data.mean() - adversarial.mean()
+
+
+def energy_gap(adversarial: Tensor, clean: Tensor, form: Gap) -> Tensor:
+    """G(E(x_adv) - E(x)) for paired energies (N,): the forms of the reading ``energy``."""
+    gap = adversarial - clean
+    if form == "mean_hinge":
+        return parallel.mean(gap).clamp_min(0.0)
+    if form == "mean_absolute":
+        return parallel.mean(gap).abs()
+    if form == "sample_hinge":
+        return gap.clamp_min(0.0).mean()
+    if form == "sample_absolute":
+        return gap.abs().mean()
+    return gap.mean()
 
 
 def _detached(total: Tensor, terms: Terms) -> Terms:

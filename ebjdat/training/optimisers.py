@@ -5,37 +5,37 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
-from ebjdat.config import Schedule
+from ebjdat.config import Training
 
 
-def new_optimiser(schedule: Schedule, model: nn.Module) -> torch.optim.Optimizer:
+def new_optimiser(training: Training, model: nn.Module) -> torch.optim.Optimizer:
     """SGD with momentum 0.9, or Adam, over all parameters, each step one fused pass."""
-    if schedule.optimiser == "adam":
-        return torch.optim.Adam(model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay, fused=True)
-    return torch.optim.SGD(
-        model.parameters(), lr=schedule.lr, momentum=0.9, weight_decay=schedule.weight_decay, fused=True
-    )
+    common: dict[str, Any] = {"lr": training.lr, "weight_decay": training.weight_decay, "fused": True}
+    if training.optimiser == "adam":
+        return torch.optim.Adam(model.parameters(), **common)
+    return torch.optim.SGD(model.parameters(), momentum=0.9, **common)
 
 
-def learning_rate(schedule: Schedule, step: int, steps_per_epoch: int, warmup: int) -> float:
+def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
     """Rate of iteration ``step`` (from 0).
 
     step: the rate times gamma for each milestone passed, after ``warmup`` linear iterations.
-    one_cycle: cosine from lr/25 to lr over the first 30 %, then cosine to about 0 (Smith & Topin
-    2017, arXiv:1708.07120); ``warmup`` does not apply.
+    one_cycle: cosine from lr/25 to lr over the first 30 %, then cosine to about 0 (Smith & Topin 2017,
+    arXiv:1708.07120); ``warmup`` does not apply.
     """
-    if schedule.policy == "one_cycle":
-        progress = step / max(1, schedule.epochs * steps_per_epoch)
+    if training.policy == "one_cycle":
+        progress = step / max(1, training.epochs * steps_per_epoch)
         if progress < 0.3:
-            return schedule.lr * (0.04 + 0.96 * 0.5 * (1 - math.cos(math.pi * progress / 0.3)))
-        return schedule.lr * 0.5 * (1 + math.cos(math.pi * (progress - 0.3) / 0.7))
+            return training.lr * (0.04 + 0.96 * 0.5 * (1 - math.cos(math.pi * progress / 0.3)))
+        return training.lr * 0.5 * (1 + math.cos(math.pi * (progress - 0.3) / 0.7))
     epoch = step // steps_per_epoch
-    rate = schedule.lr * schedule.gamma ** sum(epoch >= milestone for milestone in schedule.milestones)
-    return rate * min(1.0, (step + 1) / warmup) if warmup else rate
+    rate = training.lr * training.gamma ** sum(epoch >= milestone for milestone in training.milestones)
+    return rate * min(1.0, (step + 1) / training.warmup) if training.warmup else rate
 
 
 @contextmanager

@@ -1,10 +1,10 @@
 """Several processes train one model: what each of them does of a batch, and what they agree on.
 
-Every process draws the random numbers of the whole batch and works on its own equal share of it
-(PyTorch's DistributedDataParallel averages the gradients), BatchNorm sees the statistics of the whole
-batch, and decisions are taken from values that all processes share. So the number of devices is no
-part of the experiment: like the device itself, it moves rounding and nothing else. Started by
-``torchrun`` (see ``ebjdat.training.launch``); without it, everything here does nothing.
+Every process draws the random numbers of the whole batch and works on its own equal share of it (PyTorch's
+DistributedDataParallel averages the gradients), BatchNorm sees the statistics of the whole batch, and decisions are
+taken from values that all processes share. So the number of devices is no part of the experiment: like the device
+itself, it moves rounding and nothing else. Started by ``torchrun`` (see ``ebjdat.training.launch``); without it,
+everything here does nothing.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def world() -> int:
 def joined(device: torch.device) -> Iterator[torch.device]:
     """Inside, the processes that torchrun started form one group; yields this process's own device.
 
-    NCCL between GPUs, gloo on the CPU. An end that all processes come to together, a diverged or an
-    interrupted run, is told by the first of them alone. Without torchrun nothing is done.
+    NCCL between GPUs, gloo on the CPU. An end that all processes come to together, a diverged or an interrupted run, is
+    told by the first of them alone. Without torchrun nothing is done.
     """
     if not launched():
         yield device
@@ -214,9 +214,8 @@ class _Loss(nn.Module):
 def with_averaged_gradients(model: nn.Module, loss: Callable[[Any, Any], Any]) -> Callable[[Any], Any]:
     """``loss(model, .)`` whose backward leaves the mean gradient of all processes in the parameters.
 
-    The loss is one forward of DistributedDataParallel, however often it calls the model, so one call
-    belongs to one backward. Chains and attacks use the bare model. All processes start from the weights
-    of the first.
+    The loss is one forward of DistributedDataParallel, however often it calls the model, so one call belongs to one
+    backward. Chains and attacks use the bare model. All processes start from the weights of the first.
     """
     if world() == 1:
         return lambda prepared: loss(model, prepared)

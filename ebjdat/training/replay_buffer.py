@@ -1,7 +1,7 @@
 """Replay buffer of persistent chains (Du & Mordatch, NeurIPS 2019, arXiv:1903.08689).
 
-With several processes each keeps an equal share of the states and walks an equal share of the chains;
-which states are drawn, and where they return to, is as in a single process.
+With several processes each keeps an equal share of the states and walks an equal share of the chains; which states are
+drawn, and where they return to, is as in a single process.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
 """The whole state of a training run, on disk so that a killed run continues to the byte.
 
-A checkpoint is a folder ``step-<retries>-<epoch>-<step>`` with ``state.pt`` and, written last,
-``manifest.json`` with the sha256 of every file. It is built beside its final name and renamed, so it is
-there whole or not at all. One inside an epoch names the state at that epoch's start, to which a
-divergence returns, so that a rollback is the same whether or not the run was stopped. Kept are the
-newest and the two newest epoch starts. The best model so far lives in its own file ``best-<sha256>.pt``,
-which manifests name, because it changes rarely. ``key`` is what defines the run: a checkpoint of other
-parameters is refused, never adapted.
+A checkpoint is a folder ``step-<retries>-<epoch>-<step>`` with ``state.pt`` and, written last, ``manifest.json`` with
+the sha256 of every file. It is built beside its final name and renamed, so it is there whole or not at all. One inside
+an epoch names the state at that epoch's start, to which a divergence returns, so that a rollback is the same whether or
+not the run was stopped. Kept are the newest and the two newest epoch starts. The best model so far lives in its own
+file ``best-<sha256>.pt``, which manifests name, because it changes rarely. ``key`` is what defines the run: a
+checkpoint of other parameters, or of another kind of device, is refused, never adapted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebjdat import files, provenance
+from ebjdat import files
 from ebjdat.errors import UserError
 from ebjdat.model.energy import EnergyModel
 from ebjdat.model.store import read_payload
@@ -65,20 +65,13 @@ class State:
 
     def snapshot(self) -> dict[str, Any]:
         """A copy of everything but ``best``, tensors on the CPU; later steps do not change it."""
-        return {
-            "model": _copy(self.model.state_dict()),
-            "optimiser": _copy(self.optimiser.state_dict()),
-            "buffer": None if self.buffer is None else self.buffer.images.detach().cpu().clone(),
-            "streams": _copy(self.streams.state()),
-            "epoch": self.epoch,
-            "step": self.step,
-            "retries": self.retries,
-            "rate_cut": self.rate_cut,
-            "drift": dict(self.drift),
-            "sums": _copy(self.sums),
-            "history": [dict(row) for row in self.history],
-            "events": [dict(event) for event in self.events],
+        heavy = {
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "buffer": None if self.buffer is None else self.buffer.images,
+            "streams": self.streams.state(),
         }
+        return _copy(heavy | {name: getattr(self, name) for name in _LIGHT})
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Return to a snapshot."""
@@ -88,11 +81,9 @@ class State:
         if self.buffer is not None:
             self.buffer.images = saved["buffer"].to(device, copy=True)
         self.streams.load(saved["streams"])
-        self.epoch, self.step = saved["epoch"], saved["step"]
-        self.retries, self.rate_cut, self.drift = saved["retries"], saved["rate_cut"], dict(saved["drift"])
-        self.sums = {name: value.to(device, copy=True) for name, value in saved["sums"].items()}
-        self.history = [dict(row) for row in saved["history"]]
-        self.events = [dict(event) for event in saved["events"]]
+        for name in _LIGHT:
+            setattr(self, name, _copy(saved[name]))
+        self.sums = {name: value.to(device) for name, value in self.sums.items()}
 
     def remember_best(self, score: list[float]) -> None:
         """Keep a copy of model and buffer as the best so far; scores compare from the first number on."""
@@ -100,8 +91,11 @@ class State:
             "epoch": self.epoch,
             "score": score,
             "model": _copy(self.model.state_dict()),
-            "buffer": None if self.buffer is None else self.buffer.images.detach().cpu().clone(),
+            "buffer": None if self.buffer is None else _copy(self.buffer.images),
         }
+
+
+_LIGHT = ("epoch", "step", "retries", "rate_cut", "drift", "sums", "history", "events")
 
 
 def _copy(value: Any) -> Any:
@@ -119,8 +113,8 @@ class Checkpoints:
 
     Args:
         minutes: after that long a checkpoint is due inside an epoch, too.
-        share: most of the time that saving may take. What is saved when decides only how much is
-            lost to a kill, never the outcome.
+        share: most of the time that saving may take. What is saved when decides only how much is lost to a kill, never
+            the outcome.
         clock: seconds; replaced in tests.
     """
 
@@ -146,26 +140,27 @@ class Checkpoints:
         least = 0.0 if epoch_ends else 60 * self.minutes
         return self._clock() - self._done >= max(least, self._cost / self.share)
 
-    def save(self, state: State, good: dict[str, Any]) -> None:
+    def save(self, saved: dict[str, Any], good: dict[str, Any], best: dict[str, Any] | None) -> None:
         """Write a checkpoint, then drop what is not kept.
 
         Args:
-            state: inside an epoch, or at the start of one and equal to ``good``.
+            saved: snapshot inside an epoch, or ``good`` itself.
             good: snapshot at the start of the epoch; written first where it is not on disk yet.
+            best: the best model so far.
 
         Raises:
             UserError: the disk is full or not writable; earlier checkpoints stay.
         """
-        started, saved = self._clock(), state.snapshot() if state.step else good
         if parallel.rank():  # it has given its part of the snapshot; the first process writes
             return
+        started = self._clock()
         try:
-            best = self._save_best(state.best)
+            hashes = self._save_best(best)
             name = _name(good)
-            if name not in self._hashes or not state.step:
-                self._write(good, best, {})
-            if state.step:
-                self._write(saved, best, {"good": name, "good_sha256": self._hashes[name]})
+            if name not in self._hashes or saved is good:
+                self._write(good, hashes, {})
+            if saved is not good:
+                self._write(saved, hashes, {"good": name, "good_sha256": self._hashes[name]})
         except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
             raise UserError(f"{self.folder}: the checkpoint could not be written ({reason})") from error
@@ -173,61 +168,6 @@ class Checkpoints:
         self._done = self._clock()
         self._cost = self._done - started
         self.spent, self.saves = self.spent + self._cost, self.saves + 1
-
-    def _write(self, saved: dict[str, Any], best: dict[str, str], more: dict[str, str]) -> None:
-        final = self.folder / _name(saved)
-        scratch = self.folder / f".{final.name}.{os.getpid()}"
-        shutil.rmtree(scratch, ignore_errors=True)
-        try:
-            with files.atomic(scratch / "state.pt") as handle:
-                torch.save(saved, handle)
-            digest = provenance.file_hash(scratch / "state.pt")
-            manifest = {"schema": 2, "key": self.key, "files": {"state.pt": digest, **best}, **more}
-            files.write_json(scratch / "manifest.json", manifest)
-            shutil.rmtree(final, ignore_errors=True)
-            scratch.replace(final)
-            files.flush_folder(self.folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-        self._hashes[final.name] = digest
-
-    def _save_best(self, best: dict[str, Any] | None) -> dict[str, str]:
-        """Name and hash of the best model's file, which is named by its content."""
-        if best is None:
-            return {}
-        known, digest = self._best
-        if known is not best:
-            scratch = self.folder / ".best.pt"
-            with files.atomic(scratch) as handle:
-                torch.save(best, handle)
-            digest = provenance.file_hash(scratch)
-            scratch.replace(self.folder / f"best-{digest}.pt")
-            self._best = (best, digest)
-        return {f"best-{digest}.pt": digest}
-
-    def _names(self) -> list[Path]:
-        """Checkpoints, oldest first."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(path for path in self.folder.iterdir() if re.fullmatch(r"step-[\d-]+", path.name))
-
-    def _drop_old(self) -> None:
-        names = [path for path in self._names() if path not in self._damaged or path.name in self._hashes]
-        starts = [path for path in names if path.name.endswith(_AT_START)]
-        kept = {*names[-1:], *starts[-KEPT:]}
-        needed: set[str] = set()
-        for path in kept:
-            try:
-                needed |= set(files.read_json(path / "manifest.json")["files"])
-            except UserError:  # damaged; load() tells about it when it comes to that
-                continue
-        for path in self._names():
-            if path not in kept:
-                shutil.rmtree(path, ignore_errors=True)
-        for path in self.folder.glob("best-*.pt"):
-            if path.name not in needed:
-                path.unlink(missing_ok=True)
-        self._damaged = []
 
     def load(self, state: State) -> dict[str, Any] | None:
         """Put ``state`` where the newest whole checkpoint stands; None where there is none yet.
@@ -256,6 +196,56 @@ class Checkpoints:
             raise UserError(f"{self.folder}: no whole checkpoint is left; delete the folder to start this run afresh")
         return None
 
+    def clear(self) -> None:
+        """Remove everything: the run is complete and its outputs are written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _write(self, saved: dict[str, Any], best: dict[str, str], more: dict[str, str]) -> None:
+        final = self.folder / _name(saved)
+        scratch = self.folder / f".{final.name}.{os.getpid()}"
+        shutil.rmtree(scratch, ignore_errors=True)
+        try:
+            digest = _save(scratch / "state.pt", saved)
+            manifest = {"schema": 2, "key": self.key, "files": {"state.pt": digest, **best}, **more}
+            files.write_json(scratch / "manifest.json", manifest)
+            shutil.rmtree(final, ignore_errors=True)
+            scratch.replace(final)
+            files.flush_folder(self.folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        self._hashes[final.name] = digest
+
+    def _save_best(self, best: dict[str, Any] | None) -> dict[str, str]:
+        """Name and hash of the best model's file, which is named by its content."""
+        if best is None:
+            return {}
+        known, digest = self._best
+        if known is not best:
+            digest = _save(self.folder / ".best.pt", best)
+            (self.folder / ".best.pt").replace(self.folder / f"best-{digest}.pt")
+            self._best = (best, digest)
+        return {f"best-{digest}.pt": digest}
+
+    def _names(self) -> list[Path]:
+        """Checkpoints, oldest first."""
+        return sorted(path for path in self.folder.glob("step-*") if re.fullmatch(r"step-[\d-]+", path.name))
+
+    def _drop_old(self) -> None:
+        names = [path for path in self._names() if path not in self._damaged or path.name in self._hashes]
+        starts = [path for path in names if path.name.endswith(_AT_START)]
+        kept = {*names[-1:], *starts[-KEPT:]}
+        needed: set[str] = set()
+        for path in kept:
+            with contextlib.suppress(UserError):  # damaged; load() tells about it when it comes to that
+                needed |= set(files.read_json(path / "manifest.json")["files"])
+        for path in self._names():
+            if path not in kept:
+                shutil.rmtree(path, ignore_errors=True)
+        for path in self.folder.glob("best-*.pt"):
+            if path.name not in needed:
+                path.unlink(missing_ok=True)
+        self._damaged = []
+
     def _read(self, path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]:
         """State, snapshot at the epoch's start, and best model."""
         try:
@@ -266,22 +256,20 @@ class Checkpoints:
         differing = [name for name in sorted({*key, *self.key}) if key.get(name) != self.key.get(name)]
         if differing:
             told = ", ".join(f"{n} ({key.get(n)!r}, now {self.key.get(n)!r})" for n in differing)
-            raise UserError(f"{path} belongs to another run; these differ: {told}")
+            raise UserError(
+                f"{path} belongs to another run; these differ: {told}. Set them as they were to go on, or delete "
+                f"{self.folder} to start afresh"
+            )
         best = None
         for name in sorted(set(hashes) - {"state.pt"}):
             best = _verified(self.folder / name, hashes[name])
             self._best = (best, hashes[name])
-        saved = _verified(path / "state.pt", hashes.get("state.pt", ""))
+        saved = start = _verified(path / "state.pt", hashes.get("state.pt", ""))
         self._hashes[path.name] = hashes["state.pt"]
-        if good is None:
-            return saved, saved, best
-        start = _verified(self.folder / good / "state.pt", manifest.get("good_sha256", ""))
-        self._hashes[good] = manifest["good_sha256"]
+        if good is not None:
+            start = _verified(self.folder / good / "state.pt", manifest.get("good_sha256", ""))
+            self._hashes[good] = manifest["good_sha256"]
         return saved, start, best
-
-    def clear(self) -> None:
-        """Remove everything: the run is complete and its outputs are written."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class _Damaged(Exception):
@@ -296,6 +284,13 @@ def _name(saved: dict[str, Any]) -> str:
     return f"step-{saved['retries']:04d}-{saved['epoch']:06d}-{saved['step']:08d}"
 
 
+def _save(path: Path, payload: dict[str, Any]) -> str:
+    """Write a file of tensors and plain values; returns its sha256."""
+    with files.atomic(path) as handle:
+        torch.save(payload, handle)
+    return files.file_hash(path)
+
+
 def _verified(path: Path, expected: str) -> dict[str, Any]:
     """Content of a file of the expected sha256.
 
@@ -305,7 +300,7 @@ def _verified(path: Path, expected: str) -> dict[str, Any]:
     name = path.name if path.name != "state.pt" else f"{path.parent.name}/{path.name}"
     if not path.is_file():
         raise _Damaged(f"{name} is missing")
-    if provenance.file_hash(path) != expected:
+    if files.file_hash(path) != expected:
         raise _Damaged(f"{name} does not have the hash of its manifest")
     try:
         return read_payload(path)

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ebjdat.seeds import derive
 from ebjdat.training import parallel
 
 PURPOSES = ("order", "augment", "noise", "chains", "buffer", "attack")
-
-
-def derive(seed: int, *parts: object) -> int:
-    """A 63-bit seed from ``seed`` and any labels, stable across machines and Python versions."""
-    text = "/".join(map(str, (seed, *parts)))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 class Stream(torch.Generator):

@@ -1,10 +1,10 @@
 """Watches a run for divergence, the known disease of energy-based training.
 
-Three signs stop an iteration before its optimiser step: a value that is not finite (a term of the loss,
-an energy, the gradient norm, chains, replay buffer); an energy gap |E(x_p) - E(x_gen)| whose running
-mean has left any healthy range; and, earlier, a running mean that rises window after window until it has
-doubled. The run then returns to the start of its epoch with new random streams, derived from the seed
-and the retry count, and a smaller learning rate; after ``max_retries`` it ends with a DivergenceError.
+Three signs stop an iteration before its optimiser step: a value that is not finite (a term of the loss, an energy, the
+gradient norm, chains, replay buffer); an energy gap |E(x_p) - E(x_gen)| whose running mean has left any healthy range;
+and, earlier, a running mean that rises window after window until it has doubled. The run then returns to the start of
+its epoch with new random streams, derived from the seed and the retry count, and a smaller learning rate; after
+``max_retries`` it ends with a DivergenceError.
 """
 
 from __future__ import annotations

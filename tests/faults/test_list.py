@@ -6,8 +6,8 @@ import ast
 
 from benchmarks import divergence
 from ebjdat import files
-from ebjdat.provenance import ROOT
 from tests import fault_list
+from tests.stage_deps import ROOT
 
 
 def test_every_line_of_the_list_names_tests_that_exist() -> None:

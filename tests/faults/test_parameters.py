@@ -1,118 +1,153 @@
-"""Faults in params.yaml: one line with the full key, before any heavy work."""
+"""Faults in the parameters: one line with the full key, before any heavy work."""
 
 from __future__ import annotations
 
-import copy
 import importlib
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from ruamel.yaml import YAML
 
 from ebjdat import command
-from ebjdat.config import parse_params
+from ebjdat.config import load_params, parse_params
 from ebjdat.errors import UserError
-from ebjdat.provenance import ROOT
+from tests.stage_deps import ROOT
+from tests.test_config import RAW, params_with
 
-RAW = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-
-
-def changed(key: str, value: Any, name: str | None = None) -> dict[str, Any]:
-    """params.yaml with one value changed, or its key renamed."""
-    raw = copy.deepcopy(RAW)
-    *path, last = key.split(".")
-    node = raw
-    for part in path:
-        node = node[part]
-    if name:
-        node[name] = node.pop(last)
-    else:
-        node[last] = value
-    return raw
+FILES = {"params.yaml": "", "digits": "params/digits.yaml: "}
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "message"),
+    ("file", "key", "value", "message"),
     [
-        ("variant", "jempp2", "variant: unknown value 'jempp2'; known: jem, jempp, sadajem (did you mean jempp?)"),
-        ("profile", "digit", "profile: unknown profile 'digit'; known: "),
-        ("method", "none", "method: unknown value 'none'; known: ebjdat, base, control"),
-        ("seed", "x", "seed: expected a number"),
-        ("seed", 1.5, "seed: expected a whole number, got 1.5"),
-        ("seed", -1, "seed: expected a number at least 0"),
-        ("seed", None, "seed: expected a number, got null"),
-        ("seed", True, "seed: expected a number, got True"),
-        ("device", "gpu", "device: unknown value 'gpu'; known: auto, cpu, cuda"),
-        ("variants.jem.steps", 0, "variants.jem.steps: expected a number at least 1 and at most 1000, got 0"),
-        ("variants.jem.reading", "pgd", "variants.jem.reading: unknown value 'pgd'; known: energy, "),
-        ("variants.jem.project", "yes please", "variants.jem.project: expected true or false"),
-        ("variants.jem", None, "variants.jem: expected a section with keys, got null"),
-        ("profiles.digits.data.dataset", "cifar100", "profiles.digits.data.dataset: unknown value 'cifar100'; known: "),
-        ("profiles.digits.network.depth", 11, "profiles.digits.network.depth: expected 6 n + 4"),
-        ("profiles.digits.training.pgd_at.lr", "nan", "profiles.digits.training.pgd_at.lr: expected a number"),
-        ("profiles.digits.training.pgd_at.milestones", 3, "training.pgd_at.milestones: expected a list, got 3"),
-        ("profiles.digits.evaluation.clean.images", 398, "clean.images: 398 images asked for, but"),
+        ("params.yaml", "variant", "jempp2", "variant: unknown variant 'jempp2' (did you mean jempp?); known: jem, "),
+        ("params.yaml", "profile", None, "profile: expected the name of a profile, got null"),
+        ("params.yaml", "method", "none", "method: unknown value 'none'; known: ebjdat, base, control"),
+        ("params.yaml", "seeds", ["x"], "seeds[0]: expected a number or a fraction"),
+        ("params.yaml", "seeds", [0, 1.5], "seeds[1]: expected a whole number, got 1.5"),
+        ("params.yaml", "seeds", [-1], "seeds[0]: expected a number at least 0"),
+        ("params.yaml", "seeds", [None], "seeds[0]: expected a whole number, got null"),
+        ("params.yaml", "seeds", [True], "seeds[0]: expected a number, got True"),
+        ("params.yaml", "seeds", 3, "seeds: expected a list, got 3"),
+        ("params.yaml", "seeds", [1, 1], "seeds: one of 1, 1 is named twice"),
+        ("params.yaml", "baselines", ["pgd"], "baselines: unknown baseline 'pgd' (did you mean pgd_at?); known: "),
+        ("params.yaml", "surrogates", ["trade"], "surrogates: unknown model 'trade' (did you mean trades?); known: "),
+        ("params.yaml", "device", "gpu", "device: unknown value 'gpu'"),
+        ("params.yaml", "variants.jem.steps", 0, "variants.jem.steps: expected a number at least 1, got 0"),
+        ("params.yaml", "variants.jem.reading", "pgd", "variants.jem.reading: unknown value 'pgd'; known: energy, "),
+        ("params.yaml", "variants.jem.project", "yes please", "variants.jem.project: expected true or false"),
+        ("params.yaml", "variants.jem", None, "variants.jem: expected a section with keys, got null"),
+        ("params.yaml", "variants.new", {"like": "jemp"}, "variants.new.like: expected one of jem, jempp, sadajem, "),
+        (
+            "digits",
+            "data.dataset",
+            "cifar100",
+            "data.dataset: unknown value 'cifar100' (did you mean cifar10?); known: ",
+        ),
+        ("digits", "network.depth", 11, "network.depth: expected 6 n + 4"),
+        ("digits", "training.defaults.lr", "nan", "training.defaults.lr: expected a finite number"),
+        ("digits", "training.defaults.milestones", 3, "training.defaults.milestones: expected a list, got 3"),
+        ("digits", "training.jempp.epochs", 0, "training.jempp.epochs: expected a number at least 1, got 0"),
+        ("digits", "evaluation.clean.images", 398, "evaluation.clean.images: 398 images asked for, but data.test has"),
     ],
 )
-def test_a_wrong_value_is_told_with_full_key_range_or_names(key: str, value: Any, message: str) -> None:
+def test_a_wrong_value_is_told_with_full_key_range_or_names(file: str, key: str, value: Any, message: str) -> None:
     with pytest.raises(UserError) as error:
-        parse_params(changed(key, value))
-    assert message in str(error.value)
+        params_with(file, key, value)
+    assert str(error.value).startswith(FILES[file] + message)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("key", "name", "message"),
+    ("file", "key", "message"),
     [
-        ("seed", "sed", "sed: unknown key (did you mean seed?)"),
-        ("variants.jem.w_energy", "w_enregy", "variants.jem.w_enregy: unknown key (did you mean w_energy?)"),
-        ("profiles.digits.evaluation.radius", "eps", "profiles.digits.evaluation.eps: unknown key; known: radius, "),
+        ("params.yaml", "sedes", "sedes: unknown key (did you mean seeds?)"),
+        ("params.yaml", "variants.jem.w_enregy", "variants.jem.w_enregy: unknown key (did you mean w_energy?)"),
+        ("digits", "evaluation.radus", "evaluation.radus: unknown key (did you mean radius?)"),
+        ("digits", "training.jemp.lr", "training.jemp: unknown key (did you mean jempp?)"),
+        (
+            "digits",
+            "training.jempp.weight_deca",
+            "training.jempp.weight_deca: unknown key (did you mean weight_decay?)",
+        ),
     ],
 )
-def test_an_unknown_key_is_told_with_the_nearest_known_one(key: str, name: str, message: str) -> None:
+def test_an_unknown_key_is_told_with_the_nearest_known_one(file: str, key: str, message: str) -> None:
     with pytest.raises(UserError) as error:
-        parse_params(changed(key, None, name))
+        params_with(file, key, 1)
     assert message in str(error.value)
 
 
 @pytest.mark.parametrize("value", [8, "8", 2.0])
-@pytest.mark.parametrize("key", ["profiles.digits.evaluation.radius", "profiles.cifar10.training.pgd_at.train_eps"])
+@pytest.mark.parametrize("key", ["evaluation.radius", "training.defaults.train_eps"])
 def test_a_radius_of_8_is_refused_with_the_hint_to_write_8_255(key: str, value: Any) -> None:
     with pytest.raises(UserError, match=rf"{key}: .*a radius is in pixel units of \[0, 1\]: write 8/255, not 8"):
-        parse_params(changed(key, value))
+        params_with("digits", key, value)
 
 
-STAGES = {
-    "prepare": [],
-    "train": [],
-    "baseline": ["--model", "pgd_at"],
-    "clean": [],
-    "autoattack": [],
-    "transfer": [],
-    "sweep": [],
-    "eot": [],
-    "generate": [],
-    "reference": [],
-    "masking": [],
-    "record": [],
-    "tables": [],
-}
+def write(folder: Path, **texts: str) -> None:
+    """The repository's parameters in a folder, with text added at the end of files."""
+    (folder / "params").mkdir()
+    for path in (ROOT / "params.yaml", *(ROOT / "params").glob("*.yaml")):
+        text = path.read_text(encoding="utf-8") + texts.get(path.stem, "")
+        (folder / path.relative_to(ROOT)).write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-4", 1e-4), ("1e3", 1000.0), ("010", 10.0), ("1_000", 1000.0), ("1/4", 0.25), ("1", 1.0)],
+)
+def test_numbers_are_read_as_people_and_dvc_write_them(tmp_path: Path, text: str, value: float) -> None:
+    raw = YAML(typ="safe", pure=True).load(f"value: {text}")["value"]
+    params = params_with("params.yaml", "variants.jem.step_size", raw)
+    assert params.variants["jem"].step_size == value
+
+
+def test_an_integral_float_is_a_whole_number() -> None:
+    raw = YAML(typ="safe", pure=True).load("value: 1e1")["value"]
+    assert params_with("digits", "training.defaults.epochs", raw).training("pgd_at").epochs == 10
+
+
+def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    write(tmp_path, params="seeds: [1]\n")
+    with pytest.raises(UserError, match=r'params\.yaml is not valid YAML: .*duplicate key "seeds".* line \d+'):
+        load_params(tmp_path)
+
+
+def test_another_profiles_broken_file_is_told_only_when_it_is_selected(tmp_path: Path) -> None:
+    write(tmp_path, **{"cifar10-cpu": "oops: 1\n"})
+    assert load_params(tmp_path).profile == "digits"
+    with pytest.raises(UserError, match=r"params/cifar10-cpu\.yaml: oops: unknown key"):
+        load_params(tmp_path, "cifar10-cpu")
+    with pytest.raises(
+        UserError, match=r"profile: unknown profile 'digit' \(did you mean digits\?\); known: cifar10, "
+    ):
+        load_params(tmp_path, "digit")
+
+
+STAGES = ("prepare", "reference", "train", "clean", "autoattack", "craft", "transfer", "sweep", "eot", "generate",
+          "masking", "tables", "report", "repro")  # fmt: skip
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_stage_refuses_a_bad_parameter_of_any_profile_before_it_looks_for_anything_else(
+def test_every_stage_refuses_a_bad_parameter_before_it_looks_for_anything_else(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = importlib.import_module(f"stages.{stage}")
     monkeypatch.chdir(tmp_path)  # without data and models: whoever opened one first would say so
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    monkeypatch.setattr(sys, "argv", [stage, *STAGES[stage]])
-    raw = changed("profiles.cifar10.training.trades.epochs", 0)
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
+    monkeypatch.setattr(sys, "argv", [stage])
+    write(tmp_path, digits="oops: 1\n")
     with pytest.raises(SystemExit) as ended:
         command.run(module.main)
     assert ended.value.code == UserError.exit_code == 2
-    assert capsys.readouterr().err.startswith("error: profiles.cifar10.training.trades.epochs: expected a number")
-    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+    assert capsys.readouterr().err.startswith("error: params/digits.yaml: oops: unknown key; known: data, network")
+    assert {path.name for path in tmp_path.iterdir()} == {"params.yaml", "params"}
+
+
+def test_parameters_that_are_no_mapping_are_refused() -> None:
+    for raw in ([], "text", None, 3):
+        with pytest.raises(UserError, match=r"params\.yaml: expected a section with keys"):
+            parse_params(raw, lambda name: RAW[name])

@@ -3,68 +3,64 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from ebjdat import files
 from ebjdat.model.store import model_digest
-from ebjdat.provenance import ROOT
 from tests import stub_pipeline
 from tests.small_runs import tiny_data, trainer
-from tests.stub_pipeline import dvc, ran, stale
+from tests.stage_deps import ROOT
+from tests.stub_pipeline import dvc, environment_of, python, ran, stale
 
-KEPT = ("prepare", "train", "clean", "sweep", "record")
+KEPT = ("prepare", "train", "clean", "sweep")
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few real stages of dvc.yaml, reproduced once."""
+    """A few real stages of dvc.yaml, interrupted in the last and reproduced."""
     folder = tmp_path_factory.mktemp("checkout")
     stub_pipeline.make(folder, KEPT)
-    first = dvc(folder, "repro", STUB_STOPS_AT="sweep")
-    assert first.returncode != 0, "the first repro is interrupted in the stage sweep"
-    assert ran(folder) == ["prepare", "train", "clean", "sweep"]
+    assert dvc(folder, "repro", STUB_STOPS_AT="sweep@ebjdat-jempp-0").returncode != 0
     return folder
 
 
 def test_an_interrupted_repro_continues_and_a_second_one_runs_nothing(checkout: Path) -> None:
+    assert set(ran(checkout)) == {"prepare", *(f"{name}@ebjdat-jempp-0" for name in KEPT[1:])}
     assert dvc(checkout, "repro").returncode == 0
-    assert ran(checkout) == ["sweep", "record"], "what had finished is not run again"
-    assert stale(checkout) <= {"record"}, "one stage is declared as always changed, and nothing else is stale"
+    assert ran(checkout) == ["sweep@ebjdat-jempp-0"], "what had finished is not run again"
+    assert stale(checkout) == set()
 
 
 def test_one_changed_parameter_runs_only_the_stages_that_list_it(checkout: Path) -> None:
     dvc(checkout, "repro")
-    ran(checkout)
-    params = checkout / "params.yaml"
-    before = params.read_text(encoding="utf-8")
-    try:
-        raw = yaml.safe_load(before)
-        raw["profiles"]["digits"]["evaluation"]["sweep"]["images"] -= 1
-        params.write_text(yaml.safe_dump(raw))
-        assert stale(checkout) - {"record"} == {"sweep"}
-        raw = yaml.safe_load(before)
-        raw["variants"]["jem"]["steps"] += 1  # another variant's recipe than the selected one's
-        params.write_text(yaml.safe_dump(raw))
-        assert stale(checkout) - {"record"} == set()
-    finally:
-        params.write_text(before)
+    for name, old, new, expected in (
+        ("params/digits.yaml", "sweep: {images: 100}", "sweep: {images: 99}", {"sweep@ebjdat-jempp-0"}),
+        ("params.yaml", "    base_steps: 20 ", "    base_steps: 21 ", set()),  # another variant's recipe
+        ("params.yaml", "\ndevice: auto", "\ndevice: cpu", set()),
+        ("params.yaml", "seeds: [0]", "seeds: [0, 1]", {f"{kind}@ebjdat-jempp-1" for kind in KEPT[1:]}),
+    ):
+        path = checkout / name
+        before = path.read_text(encoding="utf-8")
+        assert before.count(old) == 1
+        path.write_text(before.replace(old, new), encoding="utf-8")
+        assert stale(checkout) == expected
+        path.write_text(before, encoding="utf-8")
 
 
 STAGE = """
 import pathlib, sys
 sys.path.insert(0, {root!r})
-from ebjdat import files
-from ebjdat.reporting.tracking import store_uri
+from ebjdat import files, tracking
 pathlib.Path("out").mkdir(exist_ok=True)
 pathlib.Path("out/seen").write_text(pathlib.Path("params.yaml").read_text())
 with open(files.main_checkout() / "stores.txt", "a") as log:
-    log.write(f"{{pathlib.Path.cwd()}} {{store_uri()}}\\n")
+    log.write(f"{{pathlib.Path.cwd()}} {{tracking.address()}}\\n")
 """
 
 
@@ -72,16 +68,17 @@ def test_temporary_and_queued_experiments_share_the_main_store_and_do_not_collid
     (tmp_path / "params.yaml").write_text("seed: 0\n")
     (tmp_path / "stage.py").write_text(STAGE.format(root=str(ROOT)))
     stage = {"cmd": f'"{sys.executable}" stage.py', "deps": ["stage.py"], "params": ["seed"], "outs": ["out"]}
-    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"only": stage}}))
+    files.write_json(tmp_path / "dvc.yaml", {"stages": {"only": stage}})
     (tmp_path / ".gitignore").write_text("/out\n/stores.txt\n")
-    identity = ["-c", "user.name=n", "-c", "user.email=e@localhost"]
-    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-    git = ["git", *identity]
-    subprocess.run([*git, "init", "--quiet"], cwd=tmp_path, check=True, env=environment)
+
+    def git(*words: str) -> None:
+        line = ["git", "-c", "user.name=n", "-c", "user.email=e@localhost", *words]
+        subprocess.run(line, cwd=tmp_path, check=True, env=environment_of())
+
+    git("init", "--quiet")
     dvc(tmp_path, "init", "--quiet")
-    subprocess.run([*git, "add", "."], cwd=tmp_path, check=True, env=environment)
-    subprocess.run([*git, "commit", "--quiet", "-m", "c"], cwd=tmp_path, check=True, env=environment)
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    git("add", ".")
+    git("commit", "--quiet", "-m", "c")
     assert (done := dvc(tmp_path, "exp", "run", "--temp", "-S", "seed=1")).returncode == 0, done.stderr
     dvc(tmp_path, "exp", "run", "--queue", "-S", "seed=2")
     assert (done := dvc(tmp_path, "exp", "run", "--run-all", "--jobs", "1")).returncode == 0, done.stderr
@@ -94,10 +91,10 @@ def test_temporary_and_queued_experiments_share_the_main_store_and_do_not_collid
 def test_a_space_an_accent_another_folder_and_another_locale_change_nothing(tmp_path: Path) -> None:
     def prepared(folder: Path, **environment: str) -> str:
         folder.mkdir()
-        for name in ("ebjdat", "stages", "params.yaml"):
+        for name in ("ebjdat", "stages", "params.yaml", "params"):
             (folder / name).symlink_to(ROOT / name)
-        command = [sys.executable, "-m", "stages.prepare"]
-        subprocess.run(command, cwd=folder, env={**os.environ, **environment}, check=True, capture_output=True)
+        done = python(folder, "stages.prepare", **environment)
+        assert done.returncode == 0, done.stderr
         return files.read_json(folder / "data" / "digits" / "manifest.json")["files"]
 
     plain = prepared(tmp_path / "plain")
@@ -113,11 +110,24 @@ def test_the_stages_of_a_fresh_clone_need_nothing_that_git_does_not_have(tmp_pat
         assert f"make {target}" in text
         done = subprocess.run(["make", "-n", target], cwd=clone, capture_output=True, text=True, check=True)
         assert "venv" in done.stdout
-    done = subprocess.run(
-        [sys.executable, "-m", "stages.prepare"], cwd=clone, capture_output=True, text=True, check=False
-    )
+    done = python(clone, "stages.prepare")
     assert done.returncode == 0, done.stderr
     assert dvc(clone, "status", "--json", "prepare").returncode == 0
+    changed = subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True, check=True)
+    assert changed.stdout == "", "no output of a stage, and no .gitignore of DVC's own, shows in git"
+
+
+def ignored(path: str) -> bool:
+    return subprocess.run(["git", "check-ignore", "-q", "--no-index", path], cwd=ROOT, check=False).returncode == 0
+
+
+def test_git_has_the_records_and_tables_and_dvc_the_rest() -> None:
+    for stage in stub_pipeline.pipeline().values():
+        for entry in (entry for kind in ("outs", "metrics", "plots") for entry in stage.get(kind, [])):
+            path, options = next(iter(entry.items())) if isinstance(entry, dict) else (entry, {})
+            path = re.sub(r"\$\{[^}]*\}", "x", path)
+            in_git = options.get("cache") is False and not path.endswith("logged.json")
+            assert ignored(path) != in_git, path
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -129,10 +139,11 @@ def test_two_deterministic_runs_on_a_gpu_are_byte_equal(variant: str) -> None:
     try:
         digests = set()
         for _ in range(2):
-            run = trainer(tiny_data(), ("ebjdat", variant), None, device=torch.device("cuda"))
+            run = trainer(tiny_data(), f"ebjdat-{variant}", device=torch.device("cuda"))
             torch.backends.cudnn.benchmark = False  # a new trainer lets kernels be chosen by trial
             outcome = run.run()
-            digests.add((model_digest(outcome.last), outcome.buffer.cpu().numpy().tobytes()))  # type: ignore[union-attr]
+            assert outcome.buffer is not None
+            digests.add((model_digest(outcome.last), outcome.buffer.cpu().numpy().tobytes()))
     finally:
         torch.use_deterministic_algorithms(False)
     assert len(digests) == 1

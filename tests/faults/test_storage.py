@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import errno
+import json
 import os
 import re
 import resource
 import sqlite3
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,19 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ebjdat import files
+from ebjdat import files, tracking
 from ebjdat.data.prepared import Prepared
 from ebjdat.errors import UserError
 from ebjdat.model.store import Architecture, load_model, new_model, save_model
-from ebjdat.provenance import ROOT
-from ebjdat.reporting import tracking
-from ebjdat.subject import Subject
-from stages import record as record_stage
 from tests.small_runs import fingerprint, tiny_data, trainer
-from tests.synthetic import clean_environment, params_of_repository, use_empty_store, write_records
+from tests.synthetic import ROOT, clean_environment, params_of_repository, setup_of, use_empty_store, write_records
 
-PARAMS = params_of_repository()
-SUBJECT = Subject.current(PARAMS)
+SETUP = setup_of(params_of_repository())
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +34,7 @@ def data() -> Prepared:
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / ".dvc").mkdir()
     return clean_environment(monkeypatch, tmp_path)
 
 
@@ -84,8 +80,8 @@ DISKS = {"full": full_disk, "read-only": read_only}
 def test_a_disk_full_or_read_only_at_a_checkpoint_leaves_the_earlier_one_and_training_goes_on_after_it_is_mended(
     data: Prepared, tmp_path: Path, disk: str
 ) -> None:
-    expected = fingerprint(trainer(data, ("ebjdat", "jempp"), None).run())
-    run = trainer(data, ("ebjdat", "jempp"), tmp_path)
+    expected = fingerprint(trainer(data, "ebjdat-jempp").run())
+    run = trainer(data, "ebjdat-jempp", tmp_path)
     save, saves = run._save, [0]
 
     def second_fails() -> None:
@@ -102,7 +98,7 @@ def test_a_disk_full_or_read_only_at_a_checkpoint_leaves_the_earlier_one_and_tra
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
     assert [path.name for path in sorted(tmp_path.glob("step-*"))] == ["step-0000-000001-00000000"]
     assert not list(tmp_path.glob(".step*"))
-    assert fingerprint(trainer(data, ("ebjdat", "jempp"), tmp_path).run()) == expected
+    assert fingerprint(trainer(data, "ebjdat-jempp", tmp_path).run()) == expected
 
 
 BIG = np.random.default_rng(0).random((100, 100))
@@ -143,11 +139,15 @@ def test_a_disk_full_or_read_only_keeps_the_old_file_whole_and_is_told_in_one_se
         load_model(path)
 
 
+ROWS = [{"epoch": epoch, "loss": 1.0 / epoch} for epoch in range(1, 4)]
+ROLLBACK = {"retry": 1, "epoch": 0, "step": 2, "cause": "loss is nan"}
+
+
 def train() -> None:
-    with tracking.Curves(SUBJECT, "t", {}, flush_seconds=0.05) as curves:
-        for step in range(1, 4):
-            curves.log(step, {"loss": 1.0 / step})
-        curves.note_rollback({"retry": 1, "epoch": 0, "step": 2, "cause": "loss is nan"})
+    with tracking.Curves(SETUP) as curves:
+        for row in ROWS:
+            curves.log(row)
+        curves.note_rollback(ROLLBACK)
 
 
 @contextmanager
@@ -195,30 +195,24 @@ STORES = {"locked": locked, "unreachable": unreachable, "newer schema": newer, "
 
 
 @pytest.mark.parametrize("fault", STORES)
-def test_a_store_locked_unreachable_newer_or_full_costs_one_warning_and_one_command_replays_what_waited(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+def test_a_store_locked_unreachable_newer_or_full_costs_one_warning_and_what_is_missing_is_logged_later(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fault: str
 ) -> None:
     use_empty_store()
-    write_records(PARAMS, SUBJECT, stages=["clean"])
-    original = sqlite3.connect
-    monkeypatch.setattr(
-        tracking.sqlite3, "connect", lambda path, timeout=0.2: original(path, timeout=min(timeout, 0.2))
-    )
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        with STORES[fault](workspace / "mlflow.db"):
-            train()
-    told = [str(warning.message) for warning in caught if warning.category is tracking.TrackingWarning]
-    assert len(told) == 1 and "`python -m stages.record` replays it later" in told[0]
-    assert len(list((workspace / ".mlflow/spool").glob("*.curves.json"))) == 1
-    monkeypatch.undo()
-    clean_environment(monkeypatch, workspace)
-    files.write_text("params.yaml", (ROOT / "params.yaml").read_text(encoding="utf-8"))
-    record_stage.main()
-    run = tracking.Store.open("digits").parent(SUBJECT, "t", {})
+    connect = sqlite3.connect
+    with STORES[fault](workspace / "mlflow.db"), monkeypatch.context() as hasty:
+        hasty.setattr(tracking.sqlite3, "connect", lambda path, timeout: connect(path, timeout=0.2))
+        train()
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith("warning: curves of digits/ebjdat-jempp/0 not logged: the MLflow store")
+    assert "the next `python -m stages.tables` logs what is missing" in told
+    records = write_records(SETUP, stages=["clean"])
+    files.write_text(SETUP.run.model_dir / "history.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS))
+    files.write_json(SETUP.run.model_dir / "summary.json", {"events": [ROLLBACK]})
+    assert tracking.log_records("digits", records) == 1  # as the stage `tables` does
+    (run,) = tracking.Store.open("digits").runs()
     assert run.data.metrics["loss"] == pytest.approx(1 / 3) and run.info.status == "FINISHED"
     assert run.data.tags["rollback.1"] == "epoch 0, step 2: loss is nan"
-    assert not list((workspace / ".mlflow/spool").glob("*"))
 
 
 def test_a_strict_switch_makes_a_broken_store_fatal(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,262 @@
+"""What each result costs: measured by `make repro`, counted from the records, or predicted; and what to expect.
+
+    python -m benchmarks.reproduction measure     # after make repro: its times, memory and disk, and then the pages
+    python -m benchmarks.reproduction page        # the marked places of README.md and docs/reproduction.md
+
+Measured times go to ``benchmarks/results/repro-<profile>.json``; every row says whether it is measured or predicted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import statistics
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ebjdat import command, files
+from ebjdat.config import Params, load_params
+from ebjdat.errors import UserError
+from ebjdat.model.wideresnet import build
+from ebjdat.record import times_path
+from ebjdat.results import frame, summary
+from ebjdat.results.names import COMPARED, display_name
+from ebjdat.results.statistics import Difference, seed_interval
+from ebjdat.run import Run
+
+RESULTS = Path(__file__).parent / "results"
+PAGES = ("README.md", "docs/reproduction.md")
+PLACE = re.compile(r"(<!-- cost: ([a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+GPU, PEAK, SHARES = "H200", 989e12, (0.10, 0.40)
+"""Dense bfloat16 peak in FLOP/s by the vendor's data sheet, and assumed shares of it."""
+GIB = 2**30
+
+
+def measure(params: Params) -> None:
+    """Write what the stages of the current parameters took, from the scratch folder and the sizes of folders.
+
+    Raises:
+        UserError: no stage has run here.
+    """
+    root = times_path(Run(params.profile, params.model, 0), "train").parents[2]
+    rows = []
+    for path in sorted(root.glob("*/*/*.json")):
+        found = files.read_json(path)
+        rows.append(found | {"model": path.parts[-3], "seed": int(path.parts[-2]), "stage": path.stem})
+    if not rows:
+        raise UserError(f"{root} has no times: run make repro first")
+    ends = [datetime.fromisoformat(row["finished"]).timestamp() for row in rows]
+    starts = [end - row["seconds"] for end, row in zip(ends, rows, strict=True)]
+    found = {
+        "profile": params.profile,
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "wall_seconds": round(max(ends) - min(starts)),
+        "peak_memory": max(row["peak_memory"] for row in rows),
+        "disk": sum(map(_size, (Path("data"), Path("models"), Path("results"), Path(".dvc/cache")))),
+        "packages": _size(Path(".venv")),
+        "stages": [{name: row[name] for name in ("model", "seed", "stage", "seconds", "cpu_seconds")} for row in rows],
+    }
+    files.write_json(RESULTS / f"repro-{params.profile}.json", found)
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    text = info.read_text(encoding="utf-8") if info.is_file() else ""
+    found = re.search(r"model name\s*: (.+)", text)
+    return found[1].strip() if found else "unknown CPU"
+
+
+def _size(folder: Path) -> int:
+    """Bytes on disk; a file with several names counts once."""
+    seen = {}
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            status = path.stat()
+            seen[status.st_dev, status.st_ino] = status.st_blocks * 512
+    return sum(seen.values())
+
+
+def _read(name: str) -> dict[str, Any] | None:
+    path = RESULTS / name
+    return files.read_json(path) if path.is_file() else None
+
+
+def places(root: Path = Path()) -> dict[str, str]:
+    """Markdown by the label of its place."""
+    digits = frame.load(load_params(root, "digits"), root, store=False)
+    small = frame.load(load_params(root, "cifar10-cpu"), root, store=False)
+    return {
+        "readme": f"{summary.wrapped(_machine(_read('repro-digits.json')))}\n",
+        "claims": _table(("claim", "command", "expected", "time", "memory", "disk"), _claims(digits, small)),
+        "networks": _table(
+            ("profile", "network", "parameters", "training images", "epochs", "train radius"), _networks(root)
+        ),
+        "compute": f"{summary.wrapped(_compute(digits, small))}\n",
+    }
+
+
+def _machine(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "`make repro` has not been timed yet."
+    return (
+        f"Measured: {found['wall_seconds'] / 60:.0f} minutes on {found['cores']} cores ({found['cpu']}), "
+        f"{found['peak_memory'] / GIB:.1f} GiB of memory per process, {found['disk'] / GIB:.1f} GiB of disk beside "
+        f"{found['packages'] / GIB:.0f} GiB of packages."
+    )
+
+
+Row = tuple[str, ...]
+
+
+def _claims(digits: frame.Results, small: frame.Results) -> Iterable[Row]:
+    """One row per claim: what to run, what to expect, and what it costs."""
+    model = f"ebjdat-{digits.params.variant}"
+    ours, measured = display_name(digits.params, model), _read("repro-digits.json")
+    memory = "not measured" if measured is None else f"{measured['peak_memory'] / GIB:.1f} GiB"
+    minutes = "not measured" if measured is None else f"{measured['wall_seconds'] / 60:.0f} min"
+    disk = "not measured" if measured is None else f"{measured['disk'] / GIB:.1f} GiB"
+    studied = _hours(_estimate(digits, measured))
+    yield f"digits, one seed: {ours} is robust", "`make repro`", _range(digits), minutes, memory, disk
+    study = "`python -m stages.study studies/digits.yaml`"
+    variant = digits.params.variant
+    asked = {
+        f"base-{variant}": "more robust than the plain variant",
+        f"control-{variant}": "the energy term adds robustness",
+    }
+    for rival, claim in (asked | {"pgd_at": "as robust as PGD-AT"}).items():
+        yield f"digits, all seeds: {claim}", study, _difference(digits, model, rival), studied, memory, disk
+    readings = "`python -m stages.study studies/readings.yaml`"
+    for name, term in ((model, "the default term"), (f"{model}_energy", "the paper's equation")):
+        yield f"digits: {term} narrows the energy gap", readings, _gap(digits, name), "as above", memory, disk
+    hours = _hours(sum(row["seconds"] for row in (_read("repro-cifar10-cpu.json") or {"stages": []})["stages"]))
+    command_line = "`python -m stages.study studies/cifar10-cpu.yaml`"
+    yield (
+        "cifar10-cpu, one seed",
+        command_line,
+        _range(small),
+        f"{hours} (revision 4ddffea)",
+        "not recorded",
+        "not recorded",
+    )
+    for profile, variant, claim in (
+        ("cifar10-small", "jempp", "the same questions on all of CIFAR-10"),
+        ("cifar10", "jempp_eps4", "the published numbers"),
+    ):
+        line = f"`dvc exp run -S profile={profile} -S variant={variant} -S device=cuda`"
+        yield f"{profile}: {claim}", line, "not run", _predicted(profile), *_predicted_memory(profile)
+
+
+def _range(results: frame.Results) -> str:
+    return summary.check(results).removeprefix("You should see ").partition(" for ")[0]
+
+
+def _difference(results: frame.Results, model: str, rival: str) -> str:
+    pairs = results.pairs(model, rival, COMPARED["AutoAttack"])
+    if not pairs:
+        return "not run"
+    found = Difference.of(list(pairs.values()))
+    return f"AutoAttack {100 * found.mean:+.1f} points, {100 * found.low:+.1f} to {100 * found.high:+.1f}"
+
+
+def _gap(results: frame.Results, model: str) -> str:
+    values = results.values(model, summary.GAP) - results.values(f"control-{results.params.variant}", summary.GAP)
+    differences = list(values.dropna())
+    if len(differences) < 2:
+        return "not run"
+    low, high = seed_interval(differences)
+    return f"{statistics.mean(differences):+.2f} nats, {low:+.2f} to {high:+.2f}"
+
+
+def _estimate(results: frame.Results, measured: dict[str, Any] | None) -> float | None:
+    """CPU seconds of all recorded runs of a profile, at the measured seconds of each stage."""
+    if measured is None:
+        return None
+    times: dict[str, dict[str, float]] = {}
+    for row in measured["stages"]:
+        times.setdefault(row["stage"], {})[row["model"]] = row.get("cpu_seconds", row["seconds"])
+    asked = [(model, stage) for model, _, stage in results.records]
+    asked += [(model, "train") for model, seed in {(model, seed) for model, seed, _ in results.records}]
+    known = [(model, times[stage]) for model, stage in asked if stage in times]
+    return sum(seconds.get(model, statistics.mean(seconds.values())) for model, seconds in known)
+
+
+def _hours(seconds: float | None) -> str:
+    return "not measured" if not seconds else f"{seconds / 3600:.1f} core-hours"
+
+
+def _predicted(profile: str) -> str:
+    flops: Mapping[str, float] = (_read("cifar10-cpu.json") or {}).get("planned_flops", {})
+    if profile not in flops:
+        return "not predicted"
+    fast, slow = (flops[profile] / PEAK / share / 3600 for share in reversed(SHARES))
+    return f"predicted: {fast:.2g} to {slow:.2g} h for one training on one {GPU}"
+
+
+def _predicted_memory(profile: str) -> tuple[str, str]:
+    rows = (_read("cost.json") or {"prediction": {"variants": [], "profile": ""}})["prediction"]
+    found = [row["memory_gb"] for row in rows["variants"] if row["variant"] == "jempp" and rows["profile"] == profile]
+    return (f"predicted: {found[0]:.0f} GB of the GPU" if found else "not predicted"), "not predicted"
+
+
+def _networks(root: Path) -> Iterable[Row]:
+    """Parameters of each profile's network, with the normalisation of JEM++."""
+    for path in sorted((root / "params").glob("*.yaml")):
+        params = load_params(root, path.stem)
+        profile, training = params.current, params.training(f"ebjdat-{params.variant}")
+        network = profile.network
+        channels = 1 if profile.data.dataset == "digits" else 3
+        built = build(
+            depth=network.depth, width=network.width, channels=channels, classes=10, norm="batch", momentum=0.1, seed=0
+        )
+        count = sum(weight.numel() for weight in built.parameters())
+        yield (
+            path.stem,
+            f"WRN-{network.depth}-{network.width}",
+            f"{count:,}",
+            f"{profile.data.train:,}",
+            str(training.epochs),
+            f"{255 * training.train_eps:.0f}/255",
+        )
+
+
+def _compute(digits: frame.Results, small: frame.Results) -> str:
+    """Total compute behind the records in git."""
+    runs = {"digits": digits, "cifar10-cpu": small}
+    counts = " and ".join(
+        f"{len({key[:2] for key in found.records})} trainings with {len(found.records)} records of {name}"
+        for name, found in runs.items()
+    )
+    spent = _estimate(digits, _read("repro-digits.json"))
+    rows = (_read("repro-cifar10-cpu.json") or {"stages": []})["stages"]
+    measured = _hours(sum(row["seconds"] for row in rows))
+    digits_text = f"Digits: {_hours(spent)}, from the measured seconds of each stage"
+    return f"In git: {counts}. {digits_text}; cifar10-cpu: {measured}, measured."
+
+
+def _table(heads: Row, rows: Iterable[Row]) -> str:
+    lines = [heads, ("---",) * len(heads), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def fill(text: str, found: Mapping[str, str]) -> str:
+    """A page with its marked places filled."""
+    return PLACE.sub(lambda match: f"{match[1]}{found[match[2]]}{match[3]}", text)
+
+
+def main() -> None:
+    """Measure, or fill the pages."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("measure", "page"))
+    if parser.parse_args().what == "measure":
+        measure(load_params())
+    found = places()
+    for name in PAGES:
+        files.write_text(Path(name), fill(Path(name).read_text(encoding="utf-8"), found))
+
+
+if __name__ == "__main__":
+    command.run(main)

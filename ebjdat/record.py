@@ -1,0 +1,266 @@
+"""Records: what a stage found about a run, as one small JSON file that the same run writes to the byte again.
+
+A record is written once and read everywhere. It says what it answers by its resolved parameters, the digest of the
+data, the weights' sha256, the protocol's settings and the stages' revisions. Time, memory and host differ between two
+runs of the same thing: they go to ``.scratch/times/`` and from there to MLflow.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ebjdat import command, files
+from ebjdat.config import MASKING_INPUTS, Setup
+from ebjdat.errors import AuditError, UserError
+from ebjdat.protocols import REVISIONS
+from ebjdat.run import Run
+from ebjdat.statistics import Rate, Result
+
+SCHEMA = 2
+STAGES = ("clean", "autoattack", "transfer", "sweep", "eot", "generate", "masking")
+"""Stages that write a record, in the order of the pipeline."""
+
+Record = dict[str, Any]
+"""A validated record; see :data:`_FIELDS`."""
+
+_FIELDS: dict[str, type] = {
+    "schema": int,
+    "profile": str,
+    "model": str,
+    "seed": int,
+    "stage": str,
+    "revisions": dict,
+    "params": dict,
+    "data": str,
+    "weights": str,
+    "n": int,
+    "rates": dict,
+    "values": dict,
+    "audits": dict,
+    "warnings": dict,
+    "settings": dict,
+}
+_NAME = re.compile(r"[a-z0-9._/-]+")
+_PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "pyautoattack", "torch-fidelity")
+
+
+def revisions(stage: str) -> dict[str, int]:
+    """The revisions that a record of ``stage`` rests on: its own, and those of the stages whose results it uses."""
+    names = {"train", stage} | (set(MASKING_INPUTS) if stage == "masking" else set())
+    if stage in ("transfer", "masking"):
+        names.add("craft")
+    return {name: REVISIONS[name] for name in sorted(names)}
+
+
+def write_record(setup: Setup, stage: str, result: Result, *, data: str, params: Mapping[str, Any] = {}) -> Record:
+    """Write the record of a stage, and its time and host into the scratch folder.
+
+    Args:
+        data: digest of the prepared data.
+        params: more of what decides the result, such as an external model's fingerprint.
+
+    Raises:
+        AuditError: a number is NaN or infinite, or a metric name is malformed.
+        UserError: the model is missing, or the file cannot be written.
+    """
+    run = setup.run
+    where = f"{run} {stage}"
+    fields = {
+        "schema": SCHEMA,
+        "profile": run.profile,
+        "model": run.model,
+        "seed": run.seed,
+        "stage": stage,
+        "revisions": revisions(stage),
+        "params": setup.recorded(stage) | dict(params),
+        "data": data,
+        "weights": files.file_hash(run.model_dir / "best.pt"),
+        "n": result.n,
+        "rates": {name: {"correct": r.correct, "n": r.n, "flags": r.flags} for name, r in result.rates.items()},
+        "values": {name: float(value) for name, value in result.values.items()},
+        "audits": result.audits,
+        "warnings": result.warnings,
+        "settings": result.settings,
+    }
+    record = validate(_plain(fields, where), where)
+    files.write_json(run.record(stage), record)
+    _share(run, stage, record)
+    write_times(run, stage)
+    return record
+
+
+def _share(run: Run, stage: str, record: Record) -> None:
+    """A queued or temporary experiment runs in a copy: the main checkout gets its record, where it has none."""
+    main = files.main_checkout() / run.record(stage)
+    if not main.exists():
+        files.write_json(main, record)
+
+
+def write_times(run: Run, stage: str) -> None:
+    """What differs between two equal runs, for MLflow: time, host, device, memory, versions."""
+    path = times_path(run, stage)
+    try:
+        files.write_json(path, _times())
+    except UserError as error:
+        print(f"warning: times of {run} {stage} are lost: {error}", file=sys.stderr)
+
+
+def times_path(run: Run, stage: str) -> Path:
+    """Where :func:`write_times` puts them."""
+    return files.scratch("times", run.profile, run.model, str(run.seed), f"{stage}.json")
+
+
+def read_record(path: Path) -> Record:
+    """Read and validate a record.
+
+    Raises:
+        UserError: the file is missing or damaged, or does not lie where its run says.
+    """
+    record = validate(files.read_json(path), str(path))
+    if run_of(record).record(record["stage"]).parts != path.parts[-6:]:
+        raise UserError(f"{path} is about {run_of(record)} {record['stage']}: it was moved or copied by hand")
+    return record
+
+
+def read_records(profile: str, root: Path = Path()) -> Iterator[Record]:
+    """All records of a profile, sorted by model, seed and stage."""
+    folder = root / "results" / profile / "records"
+    for path in sorted(
+        folder.glob("*/*/*.json"), key=lambda path: (path.parts[-3], len(path.parts[-2]), *path.parts[-2:])
+    ):
+        yield read_record(path)
+
+
+def read_own(setup: Setup, stage: str) -> Record:
+    """The record of a stage if it answers today's question about today's model.
+
+    Raises:
+        UserError: it is missing or damaged, of other parameters or revisions, or of other weights than best.pt.
+    """
+    path = setup.run.record(stage)
+    record = read_record(path)
+    reason = outdated(record, setup)
+    if not reason and record["weights"] != files.file_hash(setup.run.model_dir / "best.pt"):
+        reason = f"about other weights than {setup.run.model_dir}/best.pt"
+    if reason:
+        raise UserError(f"{path} is {reason}: run the stage {stage} again")
+    return record
+
+
+def outdated(record: Record, setup: Setup) -> str:
+    """Why a record does not answer today's question about its run; empty where it does."""
+    stage = record["stage"]
+    if record["revisions"] != revisions(stage):
+        older = [name for name, number in revisions(stage).items() if record["revisions"].get(name) != number]
+        return f"of an older revision of {' and '.join(older)}"
+    ours = {name: value for name, value in record["params"].items() if name != "fingerprint"}
+    wanted = setup.recorded(stage)
+    if ours != wanted:
+        differing = sorted(name for name in {*ours, *wanted} if ours.get(name) != wanted.get(name))
+        return f"of other parameters ({', '.join(differing)})"
+    return ""
+
+
+def run_of(record: Record) -> Run:
+    """The run that a record is about."""
+    return Run(record["profile"], record["model"], record["seed"])
+
+
+def rates_of(record: Record) -> dict[str, Rate]:
+    """The accuracies of a record by metric name."""
+    return {name: Rate(**fields) for name, fields in record["rates"].items()}
+
+
+def validate(record: Any, where: str) -> Record:
+    """Check a record's fields and numbers.
+
+    Raises:
+        UserError: what is wrong, and in which record.
+    """
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: expected a record, got {type(record).__name__}")
+    for name, kind in _FIELDS.items():
+        if name not in record:
+            raise UserError(f"{where}: the record has no field {name!r}")
+        if not isinstance(record[name], kind) or isinstance(record[name], bool):
+            raise UserError(f"{where}: field {name!r} has the wrong type {type(record[name]).__name__}")
+    unknown = sorted(set(record) - set(_FIELDS))
+    if unknown:
+        raise UserError(f"{where}: unknown field {unknown[0]!r}")
+    if record["schema"] != SCHEMA:
+        raise UserError(f"{where}: schema {record['schema']}, expected {SCHEMA}; delete it and run `dvc repro` again")
+    if record["stage"] not in STAGES:
+        raise UserError(f"{where}: unknown stage {record['stage']!r}")
+    for name in (*record["rates"], *record["values"]):
+        if not _NAME.fullmatch(name):
+            raise AuditError(f"{where}: metric name {name!r} may hold a-z, 0-9 and . _ / - only")
+    for name, rate in record["rates"].items():
+        _validate_rate(rate, f"{where}: rate {name}")
+    return record
+
+
+def _validate_rate(fields: Any, where: str) -> None:
+    try:
+        flags = Rate(**fields).per_image()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where} is damaged: {error}") from None
+    if int(flags.sum()) != fields["correct"]:
+        raise UserError(f"{where}: {fields['correct']} correct, but the flags count {int(flags.sum())}")
+
+
+def _plain(value: Any, where: str) -> Any:
+    """JSON values only: NumPy scalars and arrays unpacked, numbers finite.
+
+    Raises:
+        AuditError: a number is NaN or infinite; the message names the field.
+        TypeError: a value that JSON does not have.
+    """
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item, f"{where}.{name}") for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{where}[{place}]") for place, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise AuditError(f"{where} is {value}: a result that is not finite is not recorded")
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{where}: {type(value).__name__} has no place in a record")
+
+
+def _times() -> dict[str, Any]:
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    found: dict[str, Any] = {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - command.STARTED, 3),
+        "cpu_seconds": round(time.process_time() + sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]), 3),
+        "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "host": socket.gethostname(),
+        "platform": f"{sys.platform}, Python {sys.version.split()[0]}",
+        "versions": {name: version for name in _PACKAGES if (version := _version(name))},
+        "device": "cpu",
+    }
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        found |= {"device": torch.cuda.get_device_name(), "peak_device_memory": torch.cuda.max_memory_allocated()}
+    return found
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""

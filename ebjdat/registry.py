@@ -1,0 +1,80 @@
+"""Trained models in MLflow: logged with their signature, registered under a name, found by an alias."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ebjdat.api import load
+from ebjdat.errors import UserError
+from ebjdat.evaluation import external
+from ebjdat.model.description import Description
+from ebjdat.run import Run
+from ebjdat.tracking import Store, describe, find_or_create
+
+
+def registered_name(run: Run) -> str:
+    """Name in the registry: one per profile and model; seeds and trainings are its versions."""
+    return f"ebjdat-{run.profile}-{run.model}"
+
+
+def register(run: Run, alias: str) -> tuple[str, str]:
+    """Log the best checkpoint of a run to its MLflow run and register it.
+
+    Args:
+        alias: points to the new version from now on, such as ``champion``.
+
+    Returns:
+        Name and version in the registry; ``models:/<name>@<alias>`` opens it.
+
+    Raises:
+        UserError: the alias is not one that MLflow takes, the model or its description is missing, or the store fails.
+    """
+    check_alias(alias)
+    model = load(run.model_dir)
+    described = model.description
+    if described is None or described.run != run:
+        raise UserError(f"{run.model_dir} does not describe the model {run}: run `dvc repro` to make it again")
+    name, store = registered_name(run), Store.open(run.profile)
+    trained = described.params | {"revision": described.revision}
+    if run.is_external:
+        trained["fingerprint"] = external.fingerprint_of(run.model_dir)
+    run_id = find_or_create(store, run, trained)
+    with store.default() as mlflow:
+        logged = mlflow.pytorch.log_model(
+            model,
+            name="classifier",
+            signature=signature(described),
+            registered_model_name=name,
+            serialization_format="pickle",  # the traced form would lose energies and samples
+            pip_requirements=["torch", "numpy", "ebjdat"],
+            run_id=run_id,
+        )
+        version = str(logged.registered_model_version)
+        store.client.set_registered_model_alias(name, alias, version)
+        store.client.update_registered_model(name, describe(run))
+        return name, version
+
+
+def check_alias(alias: str) -> None:
+    """Refuse what MLflow would refuse only after the model is logged.
+
+    Raises:
+        UserError: with what is allowed.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,255}", alias) or re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE):
+        raise UserError(
+            f"--alias {alias}: expected letters, digits, _ and - only, and neither `latest` nor `v` with a number, "
+            "which MLflow keeps for itself"
+        )
+
+
+def signature(described: Description) -> Any:
+    """Images float32 (-1,C,H,W) in [0, 1] -> logits float32 (-1,classes), as MLflow writes it."""
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    images = TensorSpec(np.dtype(np.float32), (-1, *described.shape))
+    logits = TensorSpec(np.dtype(np.float32), (-1, described.classes))
+    return ModelSignature(inputs=Schema([images]), outputs=Schema([logits]))

@@ -1,0 +1,208 @@
+"""How one number becomes the text of a cell, and what a table is; docs/statistics.md says how to read them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from ebjdat.protocols import Protocol, as_fraction
+from ebjdat.results.frame import Results
+from ebjdat.results.statistics import seed_interval
+from ebjdat.run import Run
+from ebjdat.statistics import spread, wilson
+
+LONGEST_CAPTION = 240
+"""Characters, about two lines; what needs more words stands in docs/statistics.md."""
+
+Column = tuple[str, str]
+"""Heading of a group of columns, and of the column; the group may be empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of texts.
+
+    Attributes:
+        label: short name, for pages that show it.
+        title: one line, shown as heading.
+        caption: data, protocol, images and seeds.
+        body: rows by label, columns by :data:`Column`.
+    """
+
+    label: str
+    title: str
+    caption: str
+    body: pd.DataFrame
+
+    def __post_init__(self) -> None:
+        if len(self.caption) > LONGEST_CAPTION:
+            raise ValueError(f"caption of {self.label}: {len(self.caption)} characters, at most {LONGEST_CAPTION}")
+
+    def markdown(self) -> str:
+        """The caption and a pipe table, without heading."""
+        if self.body.empty:
+            return f"{self.caption}\n"
+        heads = [_escape_bar(": ".join(filter(None, column))) for column in self.body.columns]
+        plain = self.body.set_axis(heads, axis=1).map(_escape_bar).rename(index=_escape_bar)
+        aligned = ("left", *("right" for _ in heads))
+        return f"{self.caption}\n\n{plain.to_markdown(colalign=aligned, disable_numparse=True)}\n"
+
+
+def _escape_bar(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def grid(head: str, columns: Iterable[Column | str], rows: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """The body of a table; ``head`` is the heading of the row labels."""
+    heads = pd.MultiIndex.from_tuples([("", one) if isinstance(one, str) else one for one in columns])
+    return pd.DataFrame.from_dict(dict(rows), orient="index", columns=heads).rename_axis(head)
+
+
+def pivot(
+    results: Results,
+    label: str,
+    title: str,
+    models: Mapping[str, str],
+    columns: Mapping[Column, str],
+    *,
+    protocol: Protocol | None = None,
+    extra: str = "",
+    show: Callable[[Results, str, str], str] | None = None,
+) -> Table:
+    """Models as rows (model by its label), metrics ``<stage>/<metric>`` as columns.
+
+    Args:
+        protocol: which the metrics belong to, for the caption.
+        extra: the end of the caption.
+        show: makes the text of a cell; default: :func:`either`.
+    """
+    cell = show or either
+    rows = {name: [cell(results, model, metric) for metric in columns.values()] for name, model in models.items()}
+    text = caption(results, models.values(), list(columns.values()), protocol, extra)
+    return Table(label, title, text, grid("Model", columns, rows))
+
+
+def accuracy_text(values: pd.Series, n: int) -> str:
+    """Accuracies by seed in percent: mean, deviation, number of seeds, 95 % Wilson interval of the mean at n images.
+
+    Seeds share their test images, so more seeds do not narrow what the images leave open.
+    """
+    over, many = spread(list(values)), n >= 1000
+    low, high = (f"{100 * end:.{1 if many else 0}f}" for end in wilson(min(over.mean * n, n), n))
+    return f"{_with_spread(values, 100.0, 2 if many else 1)} [{low}, {high}]"
+
+
+def value_text(values: pd.Series) -> str:
+    """Plain numbers by seed, such as distances: mean, deviation, number of seeds."""
+    over = spread(list(values))
+    size = max(abs(over.mean), over.deviation)  # a mean near 0 needs no more digits than its spread
+    digits = 2 if size >= 0.1 or size == 0 else 2 - math.floor(math.log10(size))
+    return _with_spread(values, 1.0, min(digits, 6))
+
+
+def _with_spread(values: pd.Series, scale: float, digits: int) -> str:
+    over = spread(list(values))
+    text = f"{scale * over.mean:.{digits}f}"
+    return text if over.seeds == 1 else f"{text} ±{scale * over.deviation:.{digits}f} ({over.seeds})"
+
+
+def short(results: Results, model: str, metric: str) -> str:
+    """The paper's form of a number: mean, and ± deviation where there are several seeds."""
+    text = either(results, model, metric)
+    return text.split(" [")[0].split(" (")[0].replace(" ±", " ± ")
+
+
+def percent(results: Results, model: str, metric: str) -> str:
+    """An accuracy, or the reason why there is none."""
+    values = results.values(model, metric)
+    return results.missing(model, metric) if values.empty else accuracy_text(values, min(results.images(model, metric)))
+
+
+def value(results: Results, model: str, metric: str) -> str:
+    """A plain number, or the reason why there is none."""
+    values = results.values(model, metric)
+    return results.missing(model, metric) if values.empty else value_text(values)
+
+
+def either(results: Results, model: str, metric: str) -> str:
+    """An accuracy or a plain number; nothing where a model that does not generate is asked for samples."""
+    generates = Run(results.profile, model, 0).variant is not None or not results.values(model, metric).empty
+    if metric.startswith("generate/") and not generates:
+        return ""
+    return (percent if results.images(model, metric) else value)(results, model, metric)
+
+
+def per_seed(results: Results, first: str, second: str, metric: str) -> list[float]:
+    """First minus second for every seed that both models have."""
+    return list((results.values(first, metric) - results.values(second, metric)).dropna())
+
+
+def interval_text(differences: Sequence[float]) -> str:
+    """95 % t interval over seeds of plain differences; empty for one seed."""
+    if len(differences) < 2:
+        return ""
+    low, high = seed_interval(differences)
+    return f"[{low:+.2f}, {high:+.2f}]"
+
+
+_STAGES = {
+    "clean": "clean and PGD-20",
+    "autoattack": "AutoAttack and its attacks",
+    "transfer": "transfer",
+    "sweep": "APGD-CE",
+    "eot": "EOT-PGD",
+}
+
+
+def caption(
+    results: Results,
+    models: Iterable[str],
+    metrics: Sequence[str],
+    protocol: Protocol | None = None,
+    extra: str = "",
+) -> str:
+    """Data set, network, protocol, radius, images and seeds behind the cells of these models and metrics."""
+    counts: dict[str, set[int]] = {}
+    seeds: set[int] = set()
+    for model in models:
+        for metric in metrics:
+            seeds |= set(results.values(model, metric).index)
+            counts.setdefault(metric.partition("/")[0], set()).update(results.images(model, metric))
+    parts = [about(results, protocol)]
+    if any(counts.values()):
+        parts.append(f"n = {_counts({stage: found for stage, found in counts.items() if found})}")
+    parts.append(seeds_text(seeds))
+    return f"{'; '.join(parts)}. {extra}".strip()
+
+
+def about(results: Results, protocol: Protocol | None = None) -> str:
+    """Data set, network and profile, and the protocol with its radius in pixel units."""
+    current = results.params.current
+    dataset = {"cifar10": "CIFAR-10"}.get(current.data.dataset, current.data.dataset)
+    network = f"WRN-{current.network.depth}-{current.network.width}"
+    text = f"{dataset[0].upper()}{dataset[1:]}, {network}, profile {results.profile}"
+    if protocol is None:
+        return text
+    return f"{text}; protocol {protocol.name} at {as_fraction(protocol.radius(current.evaluation.radius))}"
+
+
+def seeds_text(seeds: Iterable[int]) -> str:
+    """``seed 0``, ``seeds 0 to 5``, ``seeds 0, 2``."""
+    found = sorted(seeds)
+    if len(found) > 2 and found == list(range(found[0], found[-1] + 1)):
+        return f"seeds {found[0]} to {found[-1]}"
+    return f"seed{'s' if len(found) > 1 else ''} {', '.join(map(str, found)) or 'none yet'}"
+
+
+def _counts(by_stage: Mapping[str, set[int]]) -> str:
+    """Test images behind the cells; where stages differ, each with its own; unequal n in one column is said aloud."""
+    if len(set.union(*by_stage.values())) == 1:
+        return str(min(set.union(*by_stage.values())))
+    parts = []
+    for stage, found in by_stage.items():
+        span = str(min(found)) if len(found) == 1 else f"{min(found)} to {max(found)}, UNEQUAL"
+        parts.append(f"{span} ({_STAGES.get(stage, stage)})")
+    return ", ".join(parts)

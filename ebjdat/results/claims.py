@@ -1,0 +1,217 @@
+"""results/claims.md: every published number beside ours, and what may be concluded from the pair.
+
+The released code at 327ea16 attacks images that are already in [-1, 1] with its eps in that scale, half the printed
+radius in pixel units, in training and in evaluation. So a published robust number may be called reproduced, or not,
+only by a model trained at 4/255 under the protocol ``released``, on the published network and schedule, on images
+enough. Every other pair is shown and called not comparable, with the reasons. A number of another data set is no
+attempt at the published one and is not shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+import pandas as pd
+
+from ebjdat import files
+from ebjdat.config import Params, load_params
+from ebjdat.protocols import PROTOCOLS, as_fraction
+from ebjdat.results import frame, published
+from ebjdat.results.cells import percent, value
+from ebjdat.results.frame import Results
+from ebjdat.results.names import display_name
+from ebjdat.results.published import Claim
+from ebjdat.results.tables import MARK
+from ebjdat.run import BASELINES
+from ebjdat.statistics import wilson
+
+VERDICTS = ("reproduced", "explained by protocol", "not reproduced", "not comparable", "not run")
+REFERENCE_NETWORK = (28, 10)
+"""Depth and width of the published network, WRN-28-10."""
+RELEASED_EPS = 4 / 255
+"""Radius that the released code at 327ea16 trains with, in pixel units."""
+NOISE_FLOOR = 0.4
+"""Points between runs of the same published recipe (inferred from its tables)."""
+GENERATION_TOLERANCE = 0.05
+"""Relative; a distance from one set of samples has no interval."""
+LARGEST_HALF_WIDTH = 1.0
+"""Points; a wider 95 % interval would meet almost any published number."""
+FEWEST_SAMPLES = 10_000
+"""Generated images behind a published distance."""
+PAGE = Path("results") / "claims.md"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What one of our numbers says about a claim.
+
+    Attributes:
+        results, model, protocol: where the number stands; None and empty without one.
+        verdict: one of :data:`VERDICTS`.
+        reasons: why the pair is not comparable, or there is no number.
+    """
+
+    results: Results | None
+    model: str
+    protocol: str
+    verdict: str
+    reasons: list[str] = field(default_factory=list)
+
+
+def collect(current: Results) -> list[Results]:
+    """The current profile's numbers, and those of every other profile that has records and is no smoke run."""
+    names = {path.parent.name for path in Path("results").glob("*/records")} - {current.profile}
+    others = [frame.load(load_params(profile=name), store=False) for name in sorted(names) if _counts(name)]
+    return [current, *others] if _counts(current.profile) else others
+
+
+def _counts(profile: str) -> bool:
+    return not profile.endswith("-smoke")
+
+
+def judge(claim: Claim, results: Results, model: str, protocol: str) -> Judged:
+    """What our number of one profile and protocol says about a published one, and why."""
+    metric = claim.metric_under(protocol)
+    values = results.values(model, metric)
+    if values.empty:
+        return Judged(results, model, protocol, "not run", [f"{results.missing(model, metric)} on {results.profile}"])
+    reasons = not_comparable(claim, results, model, protocol)
+    if reasons:
+        return Judged(results, model, protocol, "not comparable", reasons)
+    if _meets(claim, results, model, metric):
+        return Judged(results, model, protocol, "reproduced")
+    clean = metric.replace("fab-t", "clean")
+    explained = clean != metric and _meets(claim, results, model, clean)
+    return Judged(results, model, protocol, "explained by protocol" if explained else "not reproduced")
+
+
+def not_comparable(claim: Claim, results: Results, model: str, protocol: str) -> list[str]:
+    """Every reason why the pair says nothing about the published number."""
+    setup, network = results.setup(model), results.params.current.network
+    reasons = []
+    if claim.kind == "transfer":
+        reasons.append("surrogate not stated")
+    if (network.depth, network.width) != REFERENCE_NETWORK:
+        reasons.append(f"another network (WRN-{network.depth}-{network.width})")
+    if protocol != "released":
+        reasons.append("another protocol")
+    adversarial = model in BASELINES or (setup.recipe is not None and setup.recipe.w_adversarial > 0)
+    if setup.training is not None and adversarial and abs(setup.training.train_eps - RELEASED_EPS) > 1e-9:
+        reasons.append(f"trained at {as_fraction(setup.training.train_eps)}")
+    wanted = published.recipe(claim.model)
+    if setup.training is not None and setup.training.epochs != wanted.get("epochs", setup.training.epochs):
+        reasons.append(f"{setup.training.epochs} of {wanted['epochs']} epochs")
+    if setup.recipe is not None:
+        ours = {"reading": setup.recipe.reading, "w_energy": setup.recipe.w_energy}
+        reasons += [f"{name} {ours[name]}" for name in ours if name in wanted and wanted[name] != ours[name]]
+    return reasons + _too_few(claim, results, model, protocol)
+
+
+def _too_few(claim: Claim, results: Results, model: str, protocol: str) -> list[str]:
+    metric = claim.metric_under(protocol)
+    if claim.kind == "generation":
+        samples = results.params.current.evaluation.generation.samples
+        return [f"too few samples ({samples})"] if samples < FEWEST_SAMPLES else []
+    low, high = _interval(results, model, metric)
+    n = min(results.images(model, metric))
+    return [f"too few images ({n})"] if (high - low) / 2 > LARGEST_HALF_WIDTH else []
+
+
+def _interval(results: Results, model: str, metric: str) -> tuple[float, float]:
+    """95 % Wilson interval of the mean accuracy in percent."""
+    n = min(results.images(model, metric))
+    low, high = wilson(min(float(results.values(model, metric).mean()) * n, n), n)
+    return 100 * low, 100 * high
+
+
+def _meets(claim: Claim, results: Results, model: str, metric: str) -> bool:
+    """Whether the published value or range touches ours with its uncertainty."""
+    if claim.kind == "generation":
+        slack = GENERATION_TOLERANCE * claim.value
+        return claim.value - slack <= results.values(model, metric).mean() <= claim.upper + slack
+    if results.values(model, metric).empty:
+        return False
+    low, high = _interval(results, model, metric)
+    return claim.value - NOISE_FLOOR <= high and low <= claim.upper + NOISE_FLOOR
+
+
+def overall(claim: Claim, everything: Iterable[Results]) -> Judged:
+    """The verdict of the most comparable of our numbers: the one with the fewest reasons against it."""
+    if claim.kind == "cost":
+        return Judged(None, "", "", "not comparable", ["hours on another device"])
+    if not claim.metric:
+        return Judged(None, "", "", "not run", ["not measured here"])
+    same = [results for results in everything if results.params.current.data.dataset == claim.dataset]
+    if not claim.model or not same:
+        return Judged(
+            None, "", "", "not run", ["no such model here" if same else f"nothing was run on {claim.dataset}"]
+        )
+    asked = [(results, model) for results in same for model in _attempts(claim, results)]
+    judged = [judge(claim, results, model, protocol) for results, model in asked for protocol in PROTOCOLS]
+    return min(judged, key=lambda one: (one.verdict == "not run", len(one.reasons), one.protocol != "released"))
+
+
+def _attempts(claim: Claim, results: Results) -> list[str]:
+    """The model of a claim, and those of variants made ``like`` its own, such as one trained at another radius."""
+    method, _, variant = claim.model.partition("-")
+    like = [name for name, recipe in results.params.variants.items() if variant and recipe.like == variant]
+    return [claim.model, *(f"{method}-{name}" for name in like)]
+
+
+def page(everything: Sequence[Results]) -> str:
+    """The page: one small table per table of the supplement, and of the main paper's numbers."""
+    verdicts = [(claim, overall(claim, everything)) for claim in published.claims()]
+    counts = "; ".join(f"{name}: {sum(one.verdict == name for _, one in verdicts)}" for name in VERDICTS)
+    profiles = ", ".join(results.profile for results in everything) or "none"
+    parts = [
+        f"<!-- {MARK} -->",
+        "# Claims",
+        f"{len(verdicts)} published numbers; {counts}. Profiles with records: {profiles}.",
+        "docs/statistics.md says when a number is called reproduced. Ours: mean, deviation, seeds and 95 % interval.",
+    ]
+    for table, group in groupby(verdicts, key=lambda pair: pair[0].table):
+        parts.append(_section(table, list(group)))
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(table: str, verdicts: Sequence[tuple[Claim, Judged]]) -> str:
+    """One table; the reasons that all its rows share stand once above it."""
+    shared = [reason for reason in verdicts[0][1].reasons if all(reason in one.reasons for _, one in verdicts)]
+    where = sorted({one.results.profile for _, one in verdicts if one.results and one.verdict != "not run"})
+    sentences = ["Second-hand, from reading notes about the paper."] if verdicts[0][0].second_hand else []
+    sentences += [f"Ours: {' and '.join(where)}."] if where else []
+    sentences += [f"Every row: {', '.join(shared)}."] if shared else []
+    sentences += [f"{note[0].upper()}{note[1:]}." for note in published.notes(table)]
+    rows = []
+    for claim, one in verdicts:
+        ours = [_ours(claim, one, protocol) for protocol in PROTOCOLS]
+        rest = ", ".join(reason for reason in one.reasons if reason not in shared)
+        verdict = (rest if one.verdict == "not run" else f"{one.verdict}: {rest}") if rest else one.verdict
+        rows.append([claim.row, claim.column, claim.text(), *ours, verdict])
+    heads = ["Row", "Column", "Published", *(f"Ours, {protocol}" for protocol in PROTOCOLS), "Verdict"]
+    aligned = ("left", "left", "right", "right", "right", "left")
+    body = pd.DataFrame(rows, columns=heads).to_markdown(index=False, colalign=aligned, disable_numparse=True)
+    return "\n\n".join(filter(None, [f"## {table}", " ".join(sentences), body]))
+
+
+def _ours(claim: Claim, one: Judged, protocol: str) -> str:
+    if one.results is None:
+        return ""
+    show = value if claim.kind == "generation" else percent
+    other = f" ({display_name(one.results.params, one.model)})" if one.model != claim.model else ""
+    return show(one.results, one.model, claim.metric_under(protocol)) + other
+
+
+def write_claims(current: Results) -> Path:
+    """Write ``results/claims.md``; returns its path."""
+    files.write_text(PAGE, page(collect(current)))
+    return PAGE
+
+
+def claims_are_edited(params: Params) -> bool:
+    """Whether the page differs from what the record files give."""
+    wanted = page(collect(frame.load(params, store=False)))
+    return not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != wanted

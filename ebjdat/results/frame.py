@@ -1,0 +1,200 @@
+"""One pandas frame of every number of a profile: a row per run, a column per metric ``<stage>/<metric>``.
+
+Numbers come from MLflow where its store answers, else from the record files, which say the same. Records of other
+parameters or revisions than today's are left out and counted. Per-image flags always come from the record files.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ebjdat import tracking
+from ebjdat.config import Params, Setup, resolve
+from ebjdat.errors import UserError
+from ebjdat.record import Record, outdated, read_records, run_of
+from ebjdat.run import Run
+from ebjdat.statistics import Rate
+
+Key = tuple[str, int, str]
+"""Model, seed, stage."""
+Pictures = Callable[[Run], Mapping[str, bytes]]
+"""Files by name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """The numbers of one profile.
+
+    Attributes:
+        params: decide which profile is meant, and what is outdated.
+        frame: index (model, seed); columns profile, method, variant, and per metric ``<stage>/<metric>`` (an accuracy
+            in [0, 1] or a plain value) and ``<stage>/<metric>.n`` (test images behind an accuracy).
+        records: the records behind it.
+        outdated: why a record on disk is left out.
+    """
+
+    params: Params
+    frame: pd.DataFrame
+    records: Mapping[Key, Record]
+    outdated: Mapping[Key, str]
+
+    @property
+    def profile(self) -> str:
+        """Name of the profile."""
+        return self.params.profile
+
+    def setup(self, model: str) -> Setup:
+        """What today's parameters say about a model, first seed."""
+        return resolve(self.params, Run(self.profile, model, self.params.seeds[0]))
+
+    def values(self, model: str, metric: str) -> pd.Series:
+        """A metric ``<stage>/<metric>`` of a model by seed; empty where there is none."""
+        if (model, metric) not in self._asked:
+            part = self._by_model.get(model)
+            found = pd.Series(dtype=float) if part is None or metric not in part else part[metric].dropna()
+            self._asked[model, metric] = found
+        return self._asked[model, metric]
+
+    @functools.cached_property
+    def _asked(self) -> dict[tuple[str, str], pd.Series]:
+        return {}  # pandas takes its time for each of some thousand cells
+
+    @functools.cached_property
+    def _by_model(self) -> dict[str, pd.DataFrame]:
+        return {str(model): part.droplevel("model") for model, part in self.frame.groupby(level="model")}
+
+    def images(self, model: str, metric: str) -> list[int]:
+        """Test images behind an accuracy, by seed; empty for a plain value."""
+        return [int(n) for n in self.values(model, f"{metric}.n")]
+
+    def missing(self, model: str, metric: str) -> str:
+        """Why a cell has no number: ``not run``, ``outdated``, or ``n/a`` where its record lacks the metric."""
+        stage = metric.partition("/")[0]
+        for known, reason in ((self.records, "n/a"), (self.outdated, "outdated")):
+            if any((model, stage) == (one, other) for one, _, other in known):
+                return reason
+        return "not run"
+
+    def record(self, model: str, seed: int, stage: str) -> Record | None:
+        """The record of a run's stage; None without one, or with an outdated one."""
+        return self.records.get((model, seed, stage))
+
+    def rate(self, model: str, seed: int, stage: str, metric: str) -> Rate | None:
+        """An accuracy with its per-image flags, for paired statistics."""
+        record = self.record(model, seed, stage)
+        fields = None if record is None else record["rates"].get(metric)
+        return None if fields is None else Rate(**fields)
+
+    def pairs(self, first: str, second: str, metric: str) -> dict[int, tuple[Rate, Rate]]:
+        """Per-image results of two models by seed, for the seeds that both have."""
+        stage, _, name = metric.partition("/")
+        seeds = sorted({seed for _, seed, known in self.records if known == stage})
+        both = {seed: (self.rate(first, seed, stage, name), self.rate(second, seed, stage, name)) for seed in seeds}
+        return {seed: (a, b) for seed, (a, b) in both.items() if a is not None and b is not None}
+
+    def on_first_images(self, model: str, metric: str, n: int, seeds: Collection[int]) -> pd.Series:
+        """An accuracy over the first n images alone, by seed; empty unless all these seeds have as many."""
+        stage, _, name = metric.partition("/")
+        rates = {seed: self.rate(model, seed, stage, name) for seed in seeds}
+        found = {seed: rate.per_image()[:n].mean() for seed, rate in rates.items() if rate is not None and rate.n >= n}
+        return pd.Series(found, dtype=float) if len(found) == len(seeds) else pd.Series(dtype=float)
+
+
+def load(params: Params, root: Path = Path(), *, store: bool = True, pictures: Pictures = lambda run: {}) -> Results:
+    """The numbers of the selected profile; logs into MLflow what the store lacks.
+
+    Args:
+        root: folder of ``results/``.
+        store: whether MLflow is asked at all.
+        pictures: of a run whose records are new to the store, by name.
+
+    Raises:
+        UserError: a record is damaged.
+        TrackingError: the store does not answer and tracking is strict.
+    """
+    found = list(read_records(params.profile, root))
+    results = from_records(params, found)
+    if not store:
+        return results
+    try:
+        tracking.log_records(params.profile, found, pictures)
+        frame = frame_from_store(tracking.search(params.profile), results.records)
+    except tracking.TrackingError as error:
+        tracking.warn(error, "records")
+        return results
+    return Results(params, frame, results.records, results.outdated)
+
+
+def from_records(params: Params, found: Iterable[Record]) -> Results:
+    """The numbers of these records alone."""
+    current: dict[Key, Record] = {}
+    older: dict[Key, str] = {}
+    found = list(found)
+    weights = {run_of(record): record["weights"] for record in found if record["stage"] == "clean"}
+    for record in found:
+        key = record["model"], record["seed"], record["stage"]
+        reason = _outdated(params, record)
+        here = weights.setdefault(run_of(record), record["weights"])
+        if not reason and record["weights"] != here:
+            reason = "about other weights than the other records of its run"
+        if reason:
+            older[key] = reason
+        else:
+            current[key] = record
+    return Results(params, frame_from_records(current.values()), current, older)
+
+
+def _outdated(params: Params, record: Record) -> str:
+    try:
+        return outdated(record, resolve(params, run_of(record), record["params"].get("variant")))
+    except UserError as error:  # a variant that params.yaml has no longer
+        return str(error)
+
+
+def frame_from_records(records: Iterable[Record]) -> pd.DataFrame:
+    """The frame, from the records themselves."""
+    return _frame((record, tracking.metrics_of(record)) for record in records)
+
+
+def frame_from_store(found: pd.DataFrame, records: Mapping[Key, Record]) -> pd.DataFrame:
+    """The frame, from what MLflow knows of these records.
+
+    Args:
+        found: of :func:`ebjdat.tracking.search`; a run's tag ``record.<stage>`` says whose numbers it has.
+    """
+    runs = found.to_dict("records")
+    tags = [name for name in found if name.startswith("tags.record.")]
+    logged = {(tag, run[tag]): run for run in runs for tag in tags}
+    rows, lacking = [], 0
+    for (_, _, stage), record in records.items():
+        run = logged.get((f"tags.record.{stage}", tracking.digest_of(record)))
+        lacking += run is None
+        rows.append((record, tracking.metrics_of(record) if run is None else _stage_metrics(run, stage)))
+    if lacking:
+        warnings.warn(f"the MLflow store lacks {lacking} of {len(records)} records; their files serve", stacklevel=2)
+    return _frame(rows)
+
+
+def _stage_metrics(run: Mapping[Hashable, Any], stage: str) -> dict[str, float]:
+    """Metrics of a stage in a row of ``mlflow.search_runs``, where a metric of other runs is NaN."""
+    metrics = {str(name): value for name, value in run.items() if str(name).startswith(f"metrics.{stage}/")}
+    return {name.removeprefix("metrics."): float(value) for name, value in metrics.items() if value == value}
+
+
+def _frame(rows: Iterable[tuple[Record, Mapping[str, float]]]) -> pd.DataFrame:
+    by_run: dict[Run, dict[str, float]] = {}
+    for record, metrics in rows:
+        by_run.setdefault(run_of(record), {}).update(metrics)
+    runs = sorted(by_run)
+    index = pd.MultiIndex.from_tuples([(run.model, run.seed) for run in runs], names=["model", "seed"])
+    about = {"profile": [run.profile for run in runs], "method": [run.method for run in runs]}
+    about["variant"] = [run.variant or "" for run in runs]
+    numbers = pd.DataFrame([by_run[run] for run in runs], index=index, dtype=float)
+    return pd.concat([pd.DataFrame(about, index=index), numbers[sorted(numbers)]], axis=1)

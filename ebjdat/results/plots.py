@@ -1,0 +1,100 @@
+"""Files for ``dvc plots``: the current model, first seed, under names that stay; readers of what they show."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ebjdat import files
+from ebjdat.errors import UserError
+from ebjdat.protocols import PROTOCOLS
+from ebjdat.results.frame import Results
+from ebjdat.run import Run
+
+FOLDER = Path("results") / "plots"
+KINDS = ("clean", "adversarial", "generated", "generated-fresh")
+"""Images whose energies are drawn."""
+ENERGIES = ("energy_clean", "energy_adversarial", "energy_generated", "energy_data")
+"""Mean energies per epoch in a history."""
+TRAINING = ("epoch", "loss", "val_clean", "val_robust", *ENERGIES)
+BINS = 40
+
+
+def write_plots(results: Results) -> list[Path]:
+    """Write ``results/plots/*.csv``; a plot without data has its header only, so that DVC finds its columns."""
+    run = Run(results.params.profile, results.params.model, results.params.seeds[0])
+    history = [[row.get(name, "") for name in TRAINING] for row in read_history(run)]
+    texts = {"training": csv(TRAINING, history), "energies": csv(("energy", *KINDS), energy_rows(read_arrays(run)))}
+    for name in PROTOCOLS:
+        columns = ("radius_255", "robust_accuracy", "low", "high")
+        texts[f"radius-{name}"] = csv(columns, radius_curve(results, run, name))
+    for name, text in texts.items():
+        files.write_text(FOLDER / f"{name}.csv", text)
+    return [FOLDER / f"{name}.csv" for name in texts]
+
+
+def csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Plain numbers under a header."""
+    return "".join(",".join(map(str, row)) + "\n" for row in (columns, *rows))
+
+
+def radius_curve(results: Results, run: Run, protocol: str) -> list[tuple[float, ...]]:
+    """Rows (radius in 1/255, accuracy under APGD-CE with 20 iterations, low, high)."""
+    nominal = results.params.current.evaluation.radius
+    rows: list[tuple[float, ...]] = []
+    for multiple in PROTOCOLS[protocol].sweep.radii:
+        rate = results.rate(run.model, run.seed, "sweep", f"{protocol}/apgd-ce/radius-{multiple:g}/steps-20")
+        if rate is not None:
+            radius = 255 * multiple * PROTOCOLS[protocol].radius(nominal)
+            rows.append((round(radius, 6), rate.accuracy, *rate.interval()))
+    return rows
+
+
+def energy_histogram(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Edges of common bins (nats), and the share of images in them of those :data:`KINDS` that are here."""
+    found = {kind: arrays[f"{kind}/energy"] for kind in KINDS if f"{kind}/energy" in arrays}
+    edges = np.histogram_bin_edges(np.concatenate([*found.values(), []]), bins=BINS)
+    return edges, {kind: np.histogram(values, edges)[0] / len(values) for kind, values in found.items()}
+
+
+def energy_rows(arrays: Mapping[str, np.ndarray]) -> list[list[float]]:
+    """Rows (energy in nats, share of images of each of :data:`KINDS`); a kind that is not here has 0."""
+    edges, shares = energy_histogram(arrays)
+    columns = [shares.get(kind, np.zeros(BINS)) for kind in KINDS]
+    return np.column_stack([(edges[:-1] + edges[1:]) / 2, *columns]).round(6).tolist() if shares else []
+
+
+def read_arrays(run: Run) -> dict[str, np.ndarray]:
+    """What the stage ``clean`` left beside its record, by name; nothing where the file is not here.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = run.arrays("clean") / "arrays.npz"
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged ({error}); run `dvc repro` to make it again") from None
+
+
+def read_history(run: Run) -> list[dict[str, Any]]:
+    """Numbers by epoch of a training; none where the file is not here.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = run.model_dir / "history.jsonl"
+    if not path.is_file():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); run `dvc repro` to make it again") from None

@@ -1,0 +1,75 @@
+"""Which run is meant: a profile, a model and a seed, and where its files lie. No run overwrites another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+METHODS = ("ebjdat", "base", "control")
+"""What a JEM variant is trained with: EB-JDAT, its plain training, or EB-JDAT without the energy term."""
+BASELINES = ("pgd_at", "trades", "undefended")
+"""Methods without a generative term."""
+EXTERNAL = "external-"
+"""Start of the name of a model that was not trained here."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Run:
+    """One run.
+
+    Attributes:
+        profile: scale of the experiment, a file in ``params/``.
+        model: ``<method>-<variant>``, the name of a baseline, or ``external-<name>``.
+        seed: of the training; for an external model, that of the surrogates it meets.
+    """
+
+    profile: str
+    model: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.profile}/{self.model}/{self.seed}"
+
+    @property
+    def method(self) -> str:
+        """``ebjdat``, ``base``, ``control``, the baseline's name, or ``external-<name>``."""
+        method, _, variant = self.model.partition("-")
+        return method if variant and method in METHODS else self.model
+
+    @property
+    def variant(self) -> str | None:
+        """The JEM variant; None for a model without one."""
+        method, _, variant = self.model.partition("-")
+        return variant if variant and method in METHODS else None
+
+    @property
+    def is_external(self) -> bool:
+        """Whether it was not trained here."""
+        return self.model.startswith(EXTERNAL)
+
+    @property
+    def data_dir(self) -> Path:
+        """Prepared data of the profile."""
+        return Path("data") / self.profile
+
+    @property
+    def model_dir(self) -> Path:
+        """best.pt, last.pt, model.json, buffer.npz, history.jsonl, summary.json."""
+        return Path("models") / self.profile / self.model / str(self.seed)
+
+    def record(self, stage: str) -> Path:
+        """The record that ``stage`` writes about this run; in git."""
+        return Path("results") / self.profile / "records" / self.model / str(self.seed) / f"{stage}.json"
+
+    def arrays(self, stage: str) -> Path:
+        """Folder of what ``stage`` leaves besides: per-image arrays, pictures; in DVC's cache."""
+        return Path("results") / self.profile / "arrays" / self.model / str(self.seed) / stage
+
+    def crafted(self) -> Path:
+        """Adversarial images crafted on this run, for the transfer stage of others; in DVC's cache."""
+        return Path("results") / self.profile / "crafted" / str(self.seed) / self.model
+
+
+def reference_dir(profile: str) -> Path:
+    """What generated images are compared with, once per profile."""
+    return Path("models") / profile / "reference"

@@ -1,0 +1,167 @@
+"""Counts with their uncertainty: Wilson intervals, paired tests on the same images, spread over seeds.
+
+A robust accuracy on 100 images is known to about +-10 points; two models judged on the same images
+are compared pair by pair, which is far sharper than comparing two intervals.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Z95 = 1.959963984540054
+"""Two-sided 95 % quantile of the normal distribution."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """An accuracy and which images make it up.
+
+    Attributes:
+        correct: images answered correctly.
+        n: images asked about: the first n of the fixed test order.
+        flags: per image whether it was answered correctly, bit-packed, as hex.
+    """
+
+    correct: int
+    n: int
+    flags: str
+
+    @classmethod
+    def of(cls, correct: Any) -> Rate:
+        """From one boolean per image (any sequence or array of shape (N,)).
+
+        Raises:
+            ValueError: not one-dimensional, empty or not boolean.
+        """
+        array = np.asarray(correct)
+        if array.ndim != 1 or array.size == 0 or array.dtype != np.bool_:
+            raise ValueError(f"expected booleans of shape (N,), N > 0, got {array.dtype} {array.shape}")
+        return cls(int(array.sum()), int(array.size), np.packbits(array).tobytes().hex())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of correct images in [0, 1]."""
+        return self.correct / self.n
+
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of the accuracy."""
+        return wilson(self.correct, self.n)
+
+    def per_image(self) -> np.ndarray:
+        """The flags as a boolean array of shape (n,)."""
+        packed = np.frombuffer(bytes.fromhex(self.flags), dtype=np.uint8)
+        return np.unpackbits(packed, count=self.n).astype(bool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What an evaluation stage found; :func:`ebjdat.record.write_record` makes it a record.
+
+    Attributes:
+        n: images (or samples) that the stage worked on.
+        rates: accuracies by metric name, for example ``standard/apgd-ce``.
+        values: other numbers by metric name; finite.
+        audits: per attack, the measured properties (largest distance, range, changed images).
+        warnings: per attack, what its code warned about.
+        settings: the protocol cells as they were resolved (radius, steps, samples).
+        arrays: per-image arrays, written beside the record; not part of it.
+    """
+
+    n: int
+    rates: dict[str, Rate] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
+    audits: dict[str, dict[str, Any]] = field(default_factory=dict)
+    warnings: dict[str, list[str]] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, np.ndarray] | None = None
+
+
+def wilson(correct: float, n: int) -> tuple[float, float]:
+    """95 % score interval of a proportion (Wilson 1927), inside [0, 1]; a mean count may be fractional.
+
+    Raises:
+        ValueError: not 0 <= correct <= n with n > 0.
+    """
+    if not 0 <= correct <= n or n == 0:
+        raise ValueError(f"expected 0 <= correct <= n, n > 0, got {correct} of {n}")
+    share, z2 = correct / n, Z95 * Z95
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    low = 0.0 if correct == 0 else centre - half
+    high = 1.0 if correct == n else centre + half
+    return low, high
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Two models on the same images.
+
+    Attributes:
+        n: images.
+        only_first: images that only the first model answers correctly.
+        only_second: images that only the second does.
+    """
+
+    n: int
+    only_first: int
+    only_second: int
+
+    @property
+    def difference(self) -> float:
+        """Accuracy of the first minus accuracy of the second, in [-1, 1]."""
+        return (self.only_first - self.only_second) / self.n
+
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the difference, after Bonett and Price (2012).
+
+        One pseudo-count per discordant cell keeps it honest where few images differ.
+        """
+        total = self.n + 2
+        first, second = (self.only_first + 1) / total, (self.only_second + 1) / total
+        half = Z95 * math.sqrt((first + second - (first - second) ** 2) / total)
+        return max(-1.0, first - second - half), min(1.0, first - second + half)
+
+    def p_value(self) -> float:
+        """McNemar's exact test, two-sided: a fair coin decides each image on which they differ."""
+        flips = self.only_first + self.only_second
+        tail = sum(math.comb(flips, k) for k in range(min(self.only_first, self.only_second) + 1))
+        return min(1.0, 2 * tail / 2**flips)
+
+
+def paired(first: Rate, second: Rate) -> Paired:
+    """Compare two rates image by image on the images that both have (the shorter n).
+
+    Both count the same fixed test order, so the first min(n) images are the same ones.
+    """
+    n = min(first.n, second.n)
+    a, b = first.per_image()[:n], second.per_image()[:n]
+    return Paired(n, int((a & ~b).sum()), int((b & ~a).sum()))
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Mean and sample standard deviation over seeds; ``deviation`` is 0 for one seed."""
+
+    mean: float
+    deviation: float
+    seeds: int
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and sample standard deviation.
+
+    Raises:
+        ValueError: no value.
+    """
+    if not values:
+        raise ValueError("expected at least one value")
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return Spread(mean, 0.0, 1)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return Spread(mean, math.sqrt(variance), len(values))

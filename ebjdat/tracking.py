@@ -1,0 +1,613 @@
+"""MLflow, the store that people compare in: one run per trained model, with its curves and all its numbers.
+
+The store is ``mlflow.db`` in the main checkout, also for queued and ``--temp`` experiments. It never stops a run: where
+it is locked, unreachable or unwritable there is one warning, and the next ``python -m stages.tables`` logs what is
+missing, since records and history files are still on disk. ``EBJDAT_STRICT_TRACKING=1`` makes the same failure fatal.
+MLflow takes seconds to import, so it is imported late.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import queue
+import re
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from ebjdat import files
+from ebjdat.config import Setup
+from ebjdat.errors import UserError
+from ebjdat.protocols import REVISIONS
+from ebjdat.record import Record, rates_of, run_of, times_path
+from ebjdat.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STRICT = "EBJDAT_STRICT_TRACKING"
+KEY = "ebjdat.key"
+"""Tag that names what a run of the store is about: profile, model, seed and all that decided its training."""
+END_SECONDS = 10.0
+"""How long the end of a training waits for the store."""
+
+HEADLINE: dict[str, tuple[str, ...]] = {
+    "accuracy_clean": ("clean/standard/clean",),
+    "accuracy_pgd20": ("clean/standard/pgd-20",),
+    "accuracy_autoattack": ("autoattack/standard/autoattack",),
+    "accuracy_autoattack_released": ("autoattack/released/union",),
+    "accuracy_transfer": ("transfer/standard/transfer/worst",),
+    "frechet_distance": ("generate/generation/fid", "generate/generation/classifier-frechet"),
+    "energy_gap": ("clean/energy/gap-adversarial",),
+    "energy_overlap": ("clean/energy/overlap-all",),
+    "masking_failed": ("masking/masking/failed",),
+    "epochs": ("epochs",),
+}
+"""The numbers that models are compared by: short name, and the metrics that it repeats, the first that is there."""
+
+_LOCK_SECONDS = 60.0
+_SQLITE = "sqlite:///"
+_NOTE = "mlflow.note.content"  # MLflow shows this tag's Markdown as description
+_TAG_LENGTH = 5000  # characters that MLflow's databases take
+_ABOUT = (
+    "Runs of the profile {profile} of an EB-JDAT reproduction: one per model, seed and training parameters, with its "
+    "training curves and the numbers of all its evaluation stages. To compare models, choose Model training at the top "
+    "left, tick their runs and press Compare. Protocols `standard` and `released` are never mixed."
+)
+_METHODS = {
+    "ebjdat": "EB-JDAT: energies of clean, adversarial and generated images are brought together",
+    "base": "the plain JEM variant, without adversarial terms",
+    "control": "EB-JDAT without its energy term",
+    "pgd_at": "adversarial training with PGD, a baseline and transfer surrogate",
+    "trades": "TRADES, a baseline",
+    "undefended": "trained on clean images only",
+}
+
+Point = tuple[str, float, int, int]
+"""A metric: name, value, step, time in ms since 1970."""
+
+
+class TrackingError(UserError):
+    """The store cannot be used."""
+
+
+def warn(error: TrackingError, what: str) -> None:
+    """One line on stderr, or the end of the command when tracking is strict.
+
+    Raises:
+        TrackingError: with ``EBJDAT_STRICT_TRACKING=1``.
+    """
+    if _strict():
+        raise TrackingError(f"{error} ({STRICT}=1 makes this fatal)") from error
+    later = "the next `python -m stages.tables` logs what is missing"
+    print(f"warning: {what} not logged: {error}; {later}", file=sys.stderr)
+
+
+def address() -> str:
+    """``MLFLOW_TRACKING_URI``, or ``mlflow.db`` in the main checkout; a relative SQLite path begins there as well."""
+    named = os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}mlflow.db"
+    if not named.startswith(_SQLITE):
+        return named
+    return f"{_SQLITE}{(files.main_checkout() / named.removeprefix(_SQLITE)).as_posix()}"
+
+
+class Store:
+    """Runs of one profile: an experiment of the MLflow store. Its methods raise only :class:`TrackingError`."""
+
+    def __init__(self, client: Any, experiment: str, uri: str) -> None:
+        self.client, self.experiment, self.uri = client, experiment, uri
+
+    @classmethod
+    def open(cls, profile: str) -> Store:
+        """Connect, making the store and the profile's experiment where they are missing."""
+        uri = address()
+        with _using(uri):
+            _probe(uri)
+            client = _client(uri)
+            found = client.get_experiment_by_name(profile)
+            folder = Path(uri.removeprefix(_SQLITE)).with_name("mlartifacts") / profile
+            location = folder.as_uri() if uri.startswith(_SQLITE) else None
+            if found is None:
+                tags = {_NOTE: _ABOUT.format(profile=profile)}
+                made = client.create_experiment(profile, artifact_location=location, tags=tags)
+                return cls(client, made, uri)
+            if found.lifecycle_stage != "active":
+                raise TrackingError(
+                    f"the experiment {profile} of the MLflow store {_shown(uri)} was deleted: restore it "
+                    f"(`mlflow experiments restore --experiment-id {found.experiment_id}`)"
+                )
+            if location and found.artifact_location != location:
+                _move_artifacts(uri, profile, found.artifact_location, location)
+            return cls(client, found.experiment_id, uri)
+
+    def runs(self) -> list[Any]:
+        """All runs of the experiment that have a key."""
+        with self.using():
+            return list(self.client.search_runs([self.experiment], f"tags.`{KEY}` != ''", max_results=50_000))
+
+    def log(self, run_id: str, points: Sequence[Point] = (), tags: Mapping[str, str] = {}) -> None:
+        """Log metrics, then tags."""
+        with self.using():
+            _log(self.client, run_id, points=points, tags=tags)
+
+    def attach(self, run_id: str, folder: str) -> None:
+        """Keep the files in a folder with a run."""
+        with self.using():
+            self.client.log_artifacts(run_id, folder)
+
+    def begin(self, run_id: str) -> int:
+        """Mark a run as running; returns the last epoch of its curves, 0 without any."""
+        with self.using():
+            self.client.update_run(run_id, "RUNNING")
+            return int(self.client.get_run(run_id).data.metrics.get("epochs", 0))
+
+    def finish(self, run_id: str, status: str = "FINISHED") -> None:
+        """End a run: FINISHED, FAILED or KILLED."""
+        with self.using():
+            self.client.set_terminated(run_id, status)
+
+    def using(self) -> contextlib.AbstractContextManager[None]:
+        """Around calls of MLflow: one process at a time, and whatever fails becomes a TrackingError."""
+        return _using(self.uri)
+
+    @contextlib.contextmanager
+    def default(self) -> Iterator[Any]:
+        """MLflow's module with this store as its default, which for some calls is the only way to name one."""
+        with self.using():
+            import mlflow
+
+            before = os.environ.get("MLFLOW_TRACKING_URI")
+            try:
+                mlflow.set_tracking_uri(self.uri)  # which also sets the variable
+                yield mlflow
+            finally:
+                os.environ.pop("MLFLOW_TRACKING_URI", None)
+                if before is not None:
+                    os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+def find_or_create(store: Store, run: Run, trained: Mapping[str, Any]) -> str:
+    """The id of a model's run in the store, made where it is missing; ``trained``: see :func:`trained_with`."""
+    key = key_of(run, trained)
+    with store.using():
+        found = store.client.search_runs([store.experiment], f"tags.`{KEY}` = '{key}'", max_results=1)
+        if found:
+            return str(found[0].info.run_id)
+        tags = {
+            "profile": run.profile,
+            "model": run.model,
+            "method": run.method,
+            "variant": run.variant or "",
+            "seed": str(run.seed),
+            "mlflow.source.git.commit": _commit(),
+            _NOTE: describe(run),
+        }
+        made = store.client.create_run(store.experiment, run_name=f"{run.model}-{run.seed}", tags=tags).info.run_id
+        _log(store.client, made, params=_flat(trained), tags={KEY: key})  # the key comes last: it says "complete"
+        return str(made)
+
+
+def trained_with(source: Setup | Record) -> dict[str, Any]:
+    """What decided a training besides model and seed: resolved parameters and the revision of training."""
+    if isinstance(source, Setup):
+        return source.recorded("train") | {"revision": REVISIONS["train"]}
+    params = {name: value for name, value in source["params"].items() if name != "evaluation"}
+    return params | {"revision": source["revisions"]["train"]}
+
+
+def key_of(run: Run, trained: Mapping[str, Any]) -> str:
+    """The tag :data:`KEY` of a model's run."""
+    return files.digest([run.profile, run.model, run.seed, trained])
+
+
+def describe(run: Run) -> str:
+    """What MLflow's pages say about a model, as Markdown."""
+    variant = f", variant {run.variant}" if run.variant else ""
+    what = _METHODS.get(run.method, "a model that was not trained here")
+    return (
+        f"**{run.model}** on profile {run.profile}, seed {run.seed}: {what}{variant}.\n\nSteps are epochs. Metrics "
+        "are named stage/protocol/attack; accuracies are in [0, 1], `.n` beside them is their number of images."
+    )
+
+
+class Curves:
+    """Training curves of one model, logged to its MLflow run by a thread: the loop never waits for the store.
+
+    >>> with Curves(setup) as curves:
+    ...     curves.log({"epoch": 1, "loss": 0.4})
+
+    A store that fails costs one warning. With ``EBJDAT_STRICT_TRACKING=1`` the failure ends the training instead:
+    :meth:`log` or the end of the block raises TrackingError.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self._run, self._trained = setup.run, trained_with(setup)
+        self._waiting: queue.SimpleQueue[tuple[list[Point], dict[str, str]] | None] = queue.SimpleQueue()
+        self._status = "FINISHED"
+        self._failure: TrackingError | None = None
+        self._thread = threading.Thread(target=self._work, name="curves", daemon=True)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """The finite numbers of an epoch by name, ``epoch`` among them; text and other entries are left out."""
+        self._waiting.put((_epoch_points(row), {}))
+        self._raise_if_strict()
+
+    def note_rollback(self, event: Mapping[str, Any]) -> None:
+        """A rollback with its cause; one that a resumed training meets again is there once."""
+        self._waiting.put(([], _rollbacks([event])))
+
+    def diverged(self, text: str) -> None:
+        """Why training was given up."""
+        self._waiting.put(([], {"diverged": text}))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:  # an interruption is no fault, and Python says so by its base class
+            self._status = "FAILED" if issubclass(kind, Exception) else "KILLED"
+        self._waiting.put(None)
+        self._thread.join(timeout=END_SECONDS)
+        if self._thread.is_alive():
+            self._fail(TrackingError(f"the MLflow store did not answer within {END_SECONDS:.0f} s"))
+        if kind is None:
+            self._raise_if_strict()
+
+    def _work(self) -> None:
+        """Thread: connect, then log what comes until the end mark."""
+        try:
+            store = Store.open(self._run.profile)
+            run_id = find_or_create(store, self._run, self._trained)
+            last = store.begin(run_id)
+            with _machine_load(store.uri, run_id):
+                while (entry := self._waiting.get()) is not None:
+                    points, tags = entry
+                    store.log(run_id, [point for point in points if point[2] > last], tags)
+            store.finish(run_id, self._status)
+        except TrackingError as error:
+            self._fail(error)
+
+    def _fail(self, error: TrackingError) -> None:
+        told, self._failure = self._failure is not None, error
+        if not told and not _strict():
+            warn(error, f"curves of {self._run}")
+
+    def _raise_if_strict(self) -> None:
+        if self._failure is not None and _strict():
+            warn(self._failure, f"curves of {self._run}")
+
+
+def log_records(
+    profile: str, records: Iterable[Record], pictures: Callable[[Run], Mapping[str, bytes]] = lambda run: {}
+) -> int:
+    """Log every record that the store lacks, with curves, times and pictures where they are on disk.
+
+    Args:
+        records: of one profile.
+        pictures: further files of a run by name, asked for where a record is new.
+
+    Returns:
+        How many records were logged.
+
+    Raises:
+        TrackingError: the store failed; what is missing then is logged by the next call.
+    """
+    store = Store.open(profile)
+    known = {run.data.tags[KEY]: run for run in store.runs()}
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(key_of(run_of(record), trained_with(record)), []).append(record)
+    locked = _locked()
+    return sum(_complete(store, known.get(key), group, pictures, locked) for key, group in groups.items())
+
+
+def _complete(
+    store: Store,
+    known: Any,
+    records: Sequence[Record],
+    pictures: Callable[[Run], Mapping[str, bytes]],
+    locked: Mapping[str, str],
+) -> int:
+    """Log what the run of these records lacks; ``known``: that run as MLflow gives it, None where it is new."""
+    run = run_of(records[0])
+    logged, tags = (known.data.metrics, known.data.tags) if known else ({}, {})
+    run_id = known.info.run_id if known else find_or_create(store, run, trained_with(records[0]))
+    missing = [record for record in records if tags.get(_mark(record)) != digest_of(record)]
+    curve = _missing_curve(run, records, int(logged.get("epochs", 0)))
+    if missing or curve:
+        store.log(run_id, *_numbers(run, missing, curve, logged, locked))
+    if missing:
+        _attach(store, run_id, run, missing, pictures(run))
+        # These tags come last: without them a record does not count as logged.
+        store.log(run_id, tags={_mark(record): digest_of(record) for record in missing})
+    if not known or known.info.status == "RUNNING":  # a record means that the training is over, however it ended
+        store.finish(run_id)
+    return len(missing)
+
+
+def _numbers(
+    run: Run,
+    records: Sequence[Record],
+    curve: Sequence[Point],
+    logged: Mapping[str, float],
+    locked: Mapping[str, str],
+) -> tuple[list[Point], dict[str, str]]:
+    """Metrics and tags that records and a curve add to a run with the metrics ``logged``."""
+    paths = {"dvc.data": run.data_dir.as_posix(), "dvc.model": run.model_dir.as_posix()}
+    points, tags = [*curve], {tag: locked[path] for tag, path in paths.items() if path in locked}
+    if curve and (run.model_dir / "summary.json").is_file():
+        tags |= _rollbacks(files.read_json(run.model_dir / "summary.json")["events"])
+    for record in records:
+        points += _points(_replaced(record, logged))
+        tags |= _flat(record["params"].get("evaluation", {}), "evaluation.")
+    for stage in (*(record["stage"] for record in records), *["train"] * ("seconds/train" not in logged)):
+        seconds, machine = _times(run, stage)
+        points += _points(seconds)
+        tags |= machine
+    return points, tags
+
+
+def _attach(store: Store, run_id: str, run: Run, records: Sequence[Record], pictures: Mapping[str, bytes]) -> None:
+    """Keep record files, pictures and tables that lie beside their arrays, and further pictures with a run."""
+    found = {f"pictures/{name}": content for name, content in pictures.items()}
+    for record in records:
+        stage, path = record["stage"], run.record(record["stage"])
+        found |= {f"records/{path.name}": path.read_bytes()} if path.is_file() else {}
+        for kind in ("*.png", "*.csv"):
+            found |= {f"{stage}/{path.name}": path.read_bytes() for path in run.arrays(stage).glob(kind)}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in found.items():
+            path = Path(folder, name)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+        store.attach(run_id, folder)
+
+
+def digest_of(record: Record) -> str:
+    """SHA-256 of a record's canonical JSON, 64 hex characters: the tag ``record.<stage>`` of the run that has it."""
+    return hashlib.sha256(files.canonical(record)).hexdigest()
+
+
+def _mark(record: Record) -> str:
+    return f"record.{record['stage']}"
+
+
+def metrics_of(record: Record) -> dict[str, float]:
+    """A record's numbers as metrics: ``<stage>/<metric>``, of an accuracy (in [0, 1]) also ``<stage>/<metric>.n``."""
+    stage, found = record["stage"], dict[str, float]()
+    for name, rate in rates_of(record).items():
+        found |= {f"{stage}/{name}": rate.accuracy, f"{stage}/{name}.n": float(rate.n)}
+    return found | {f"{stage}/{name}": value for name, value in record["values"].items()}
+
+
+def headline(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Those of :data:`HEADLINE` that metrics (as of :func:`metrics_of`) answer, in their order."""
+    verdicts = {name: value for name, value in metrics.items() if name.startswith("masking/masking/")}
+    if verdicts:
+        failed = sum(value == 0 for name, value in verdicts.items() if not name.endswith("/passed"))
+        metrics = {**metrics, "masking/masking/failed": float(failed)}
+    sources = {short: next((name for name in names if name in metrics), None) for short, names in HEADLINE.items()}
+    return {short: metrics[name] for short, name in sources.items() if name is not None}
+
+
+def search(profile: str) -> pd.DataFrame:
+    """All runs of a profile as ``mlflow.search_runs`` gives them: columns run_id, params.*, metrics.*, tags.*.
+
+    Runs of other training parameters than today's are among them; ``tags.record.<stage>`` says which records a run
+    has (SHA-256 of :func:`ebjdat.files.canonical`).
+
+    Raises:
+        TrackingError: the store failed.
+    """
+    store = Store.open(profile)
+    with store.default() as mlflow:
+        frame: pd.DataFrame = mlflow.search_runs([store.experiment], f"tags.`{KEY}` != ''")
+        return frame
+
+
+def _replaced(record: Record, logged: Mapping[str, float]) -> dict[str, float]:
+    """A record's metrics; those that an earlier record of the stage had besides become NaN, which means missing."""
+    new, old = metrics_of(record), {name: v for name, v in logged.items() if name.startswith(f"{record['stage']}/")}
+    new |= headline(new)
+    return {name: math.nan for name in old | headline(old) if name not in new} | new
+
+
+def _missing_curve(run: Run, records: Sequence[Record], last: int) -> list[Point]:
+    """The rows of the model's history after the epoch ``last``, where model and records belong together."""
+    history, weights = run.model_dir / "history.jsonl", run.model_dir / "best.pt"
+    if not history.is_file() or not weights.is_file():
+        return []
+    try:
+        rows = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise TrackingError(f"{history} is damaged ({error}): run `dvc repro` to make it again") from None
+    rows = [row for row in rows if row["epoch"] > last]
+    if not rows or files.file_hash(weights) not in {record["weights"] for record in records}:
+        return []
+    return [point for row in rows for point in _epoch_points(row)]
+
+
+def _epoch_points(row: Mapping[str, Any]) -> list[Point]:
+    """The finite numbers of a history row at step = epoch; ``epochs`` comes last and says how far the curves reach."""
+    numbers = {name: value for name, value in row.items() if name != "epoch" and _is_number(value)}
+    return _points(numbers | {"epochs": row["epoch"]}, row["epoch"])
+
+
+def _points(values: Mapping[str, float], step: int = 0) -> list[Point]:
+    moment = time.time_ns() // 1_000_000
+    return [(name, float(value), step, moment) for name, value in values.items()]
+
+
+def _rollbacks(events: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    return {f"rollback.{one['retry']}": f"epoch {one['epoch']}, step {one['step']}: {one['cause']}" for one in events}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _times(run: Run, stage: str) -> tuple[dict[str, float], dict[str, str]]:
+    """What a stage took, as metrics, and where it ran, as tags; nothing where it ran elsewhere."""
+    try:
+        found = files.read_json(times_path(run, stage))
+    except UserError:
+        return {}, {}
+    numbers = ("seconds", "peak_memory", "peak_device_memory")
+    return (
+        {f"{name}/{stage}": float(found[name]) for name in numbers if _is_number(found.get(name))},
+        {name: str(found[name]) for name in ("host", "device", "platform") if name in found},
+    )
+
+
+def _locked() -> dict[str, str]:
+    """MD5 by path as ``dvc.lock`` has them; by pattern, for a YAML reader takes many seconds for a long lock."""
+    try:
+        text = Path("dvc.lock").read_text(encoding="utf-8")
+    except OSError:
+        return {}
+    return dict(re.findall(r"- path: (\S+)\n +hash: md5\n +md5: (\w+(?:\.dir)?)\n", text))
+
+
+def _flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested parameters as dotted keys and text."""
+    flat: dict[str, str] = {}
+    for name, value in params.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": str(value)}
+    return flat
+
+
+def _log(
+    client: Any,
+    run_id: str,
+    *,
+    points: Sequence[Point] = (),
+    params: Mapping[str, str] = {},
+    tags: Mapping[str, str] = {},
+) -> None:
+    """Log at once, tags last; MLflow takes at most 1000 metrics and 100 params and tags, of which we have fewer."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    metrics = [Metric(name, value, moment, step) for name, value, step, moment in points]
+    *full, rest = [metrics[start : start + 800] for start in range(0, len(metrics) or 1, 800)]
+    for part in full:
+        client.log_batch(run_id, metrics=part)
+    few = [Param(name, value) for name, value in params.items()]
+    client.log_batch(run_id, rest, few, [RunTag(name, value[:_TAG_LENGTH]) for name, value in tags.items()])
+
+
+def _client(uri: str) -> Any:
+    """An MLflow client that sends no telemetry, asks git nothing and gives up after seconds."""
+    for name, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "GIT_PYTHON_REFRESH": "quiet",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    }.items():
+        os.environ.setdefault(name, value)
+    for name in ("alembic", "mlflow.store.db.utils", "mlflow.system_metrics"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they report comes as an exception, too
+    try:
+        from mlflow.tracking import MlflowClient
+    except ImportError as error:
+        raise TrackingError(f"MLflow cannot be imported ({error})") from None
+    return MlflowClient(tracking_uri=uri)
+
+
+def _probe(uri: str) -> None:
+    """Fail at once where MLflow would try for minutes: no database, not writable, locked for long."""
+    if uri.startswith(_SQLITE):
+        with contextlib.closing(sqlite3.connect(uri.removeprefix(_SQLITE), timeout=5)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            database.rollback()
+
+
+def _move_artifacts(uri: str, profile: str, old: str, new: str) -> None:
+    """Point a store that moved with its checkout to the artifacts beside it: MLflow keeps absolute folders.
+
+    A location that somebody else chose is left alone.
+    """
+    if not old.startswith("file:") or not old.endswith(f"/mlartifacts/{profile}"):
+        return
+    columns = {
+        "experiments": "artifact_location",
+        "runs": "artifact_uri",
+        "logged_models": "artifact_location",
+        "model_versions": "storage_location",
+    }
+    with contextlib.closing(sqlite3.connect(uri.removeprefix(_SQLITE), timeout=5)) as database, database:
+        for table, column in columns.items():
+            database.execute(
+                f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                (new, len(old) + 1, len(old), old),
+            )
+
+
+@contextlib.contextmanager
+def _using(uri: str) -> Iterator[None]:
+    """One process at a time, and whatever the store throws becomes a TrackingError of one sentence.
+
+    MLflow passes on what its layers raise (SQLAlchemy, Alembic, requests, sqlite3, the lock, the file system), and none
+    of it may stop a training, hence the broad net.
+    """
+    try:
+        import filelock
+
+        lock = files.scratch("mlflow.lock")
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(lock, timeout=_LOCK_SECONDS):
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = _shown(" ".join(str(error).replace(uri, _shown(uri)).split()))[:300].rstrip(".")
+        raise TrackingError(f"the MLflow store {_shown(uri)} failed: {type(error).__name__}: {reason}") from None
+
+
+def _shown(text: str) -> str:
+    """An address, or a text with one, without user and password."""
+    return re.sub(r"//\S*@", "//", re.sub(r"(password=)[^&\s]*", r"\1***", text))
+
+
+@contextlib.contextmanager
+def _machine_load(uri: str, run_id: str) -> Iterator[None]:
+    """MLflow's own monitors log the load of processor, memory and GPU as ``system/`` metrics while the block runs."""
+    monitor = None
+    with contextlib.suppress(Exception):  # without a driver or library they raise errors of their own
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=uri)
+        monitor.start()
+    try:
+        yield
+    finally:
+        if monitor is not None:
+            monitor.finish()
+
+
+def _commit() -> str:
+    """The commit that is checked out; empty outside git."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip()
+
+
+def _strict() -> bool:
+    return os.environ.get(STRICT, "") not in ("", "0")

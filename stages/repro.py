@@ -1,0 +1,244 @@
+"""Run what is stale, several stages at once, each as `dvc repro --single-item` does.
+
+DVC says what there is, what is stale and what needs what. A stage that fails is told at its place, and what does not
+need it goes on. Ctrl-C and SIGTERM reach every stage, which writes its checkpoint. What stages print goes to
+.scratch/logs/. Plain `dvc repro` does the same, one stage after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+from ebjdat import command, files
+from ebjdat.config import Params, load_params
+from ebjdat.errors import UserError
+from ebjdat.progress import duration
+
+HEAP = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+}
+"""glibc, for every stage: keep freed memory. Its default gives every tensor above 128 KiB back to the system and
+fetches it page by page again, a tenth to a quarter of a stage's time on small images. No number changes."""
+MEMORY = 1.5 * 2**30
+"""Free bytes asked for per stage that runs at once; on small images a stage takes about half of it."""
+GUESSES = {"train": 100.0, "autoattack": 200.0}
+"""Seconds by kind where nothing like it has run yet, as on digits; they decide the order alone."""
+QUIET_SECONDS = 30.0
+"""Time between two lines of a log; a terminal has one line that is rewritten."""
+
+
+def plan(targets: Sequence[str]) -> dict[str, set[str]]:
+    """What is stale and what needs something stale, and which of these each waits for.
+
+    Args:
+        targets: stages, or their kind for all models, and with them what they need. Empty: everything.
+
+    Raises:
+        UserError: DVC cannot read the pipeline, another DVC holds the repository, or a target is no stage.
+    """
+    import networkx as nx
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:  # edges lead to what is needed
+            graph = nx.relabel_nodes(repo.index.graph, lambda stage: stage.addressing)
+            changed = set(repo.status()) & set(graph)
+    except DvcException as error:
+        raise UserError(f"DVC cannot say what is stale: {error}") from None
+    chosen = set() if targets else set(graph)
+    for target in targets:
+        named = {name for name in graph if target in (name, kind(name))}
+        if not named:
+            raise UserError(f"{target} is no stage; known: {', '.join(sorted({kind(name) for name in graph}))}")
+        chosen |= named.union(*(nx.descendants(graph, name) for name in named))
+    stale = changed.union(*(nx.ancestors(graph, name) for name in changed)) & chosen
+    return {name: set(graph.successors(name)) & stale for name in graph if name in stale}
+
+
+def kind(name: str) -> str:
+    """``clean`` of ``clean@ebjdat-jempp-0``, of ``clean-baseline@pgd_at-0`` and of ``clean-source@undefended-0``."""
+    return name.split("@")[0].removesuffix("-baseline").removesuffix("-source")
+
+
+class Times:
+    """Seconds that each stage of a profile took last, kept in .scratch/times/."""
+
+    def __init__(self, profile: str) -> None:
+        self._path = files.scratch("times", profile, "repro.json")
+        self._seconds: dict[str, float] = files.read_json(self._path) if self._path.is_file() else {}
+
+    def of(self, name: str) -> float | None:
+        """Expected seconds: the last time, or the mean of its kind; None where nothing like it has run."""
+        alike = [seconds for other, seconds in self._seconds.items() if kind(other) == kind(name)]
+        return self._seconds.get(name, sum(alike) / len(alike) if alike else None)
+
+    def put(self, name: str, seconds: float) -> None:
+        """Keep the time of a stage that succeeded."""
+        self._seconds[name] = round(seconds, 1)
+        files.write_json(self._path, self._seconds)
+
+
+def paths(stages: Mapping[str, set[str]], times: Times) -> dict[str, float]:
+    """Expected seconds from the start of each stage to the end of the longest chain of stages that need it."""
+    after = {name: [other for other, needs in stages.items() if name in needs] for name in stages}
+
+    @functools.cache
+    def path(name: str) -> float:
+        return (times.of(name) or GUESSES.get(kind(name), 20.0)) + max(map(path, after[name]), default=0.0)
+
+    return {name: path(name) for name in stages}
+
+
+class Runner:
+    """Runs a plan: at most ``jobs`` stages at once, each with an equal share of the cores, longest chains first."""
+
+    def __init__(self, stages: dict[str, set[str]], jobs: int, times: Times) -> None:
+        self.waiting = {name: set(needs) for name, needs in stages.items()}
+        self._paths = paths(stages, times)
+        self.running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
+        self.took: dict[str, float] = {}
+        self.failed: list[str] = []
+        self.stopped = False
+        self._jobs, self._times, self._terminal = jobs, times, sys.stderr.isatty()
+        self._started = self._told = time.monotonic()
+
+    def run(self) -> None:
+        """Run until nothing can be started any more."""
+        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            while self._start() or self.running:
+                self._tell()
+                time.sleep(0.1)
+                self._collect()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        """SIGINT to every running DVC and its stage: DVC waits, the stage writes a checkpoint."""
+        self.stopped = True
+        for process, _ in self.running.values():
+            os.killpg(process.pid, signal.SIGINT)
+
+    def _start(self) -> bool:
+        ready = [name for name, needs in self.waiting.items() if not needs and not self.stopped]
+        ready.sort(key=self._paths.__getitem__, reverse=True)
+        share = str(max(1, cores() // self._jobs))  # of threads, and of the processes of AutoAttack
+        shared = HEAP | {"OMP_NUM_THREADS": share} | os.environ | {"EBJDAT_CORES": share}
+        shared["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+        for name in ready[: self._jobs - len(self.running)]:
+            del self.waiting[name]
+            with log_of(name).open("wb") as log:
+                line = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
+                process = subprocess.Popen(line, stdout=log, stderr=log, env=shared, start_new_session=True)
+            self.running[name] = process, time.monotonic()
+        return bool(ready)
+
+    def _collect(self) -> None:
+        for name, (process, started) in list(self.running.items()):
+            if process.poll() is None:
+                continue
+            del self.running[name]
+            if process.returncode == 0:
+                self.took[name] = time.monotonic() - started
+                self._times.put(name, self.took[name])
+                for needs in self.waiting.values():
+                    needs.discard(name)
+            else:
+                self.failed.append(name)
+                last = log_of(name).read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
+                word = "was stopped" if self.stopped else "failed"
+                told = "\n    ".join([f"{name} {word}:", *last, f"({log_of(name)})"])
+                self._print(told + "\n")
+
+    def _tell(self) -> None:
+        now = time.monotonic()
+        if now - self._told < (0.5 if self._terminal else QUIET_SECONDS):
+            return
+        self._told = now
+        names = ", ".join(f"{name} {duration(now - started)}" for name, (_, started) in self.running.items())
+        left = len(self.waiting) + len(self.running)
+        line = f"{len(self.took)} done, {left} left, {duration(now - self._started)}; running: {names}"
+        self._print(line[: shutil.get_terminal_size().columns - 1] if self._terminal else f"{line}\n")
+
+    def _print(self, text: str) -> None:
+        print(("\r\x1b[K" if self._terminal else "") + text, end="", file=sys.stderr, flush=True)
+
+
+def log_of(name: str) -> Path:
+    """Where a stage's output goes."""
+    path = files.scratch("logs", f"{name}.log")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def jobs_for(stages: int, params: Params) -> int:
+    """How many stages run at once: one per core on a CPU, as far as memory goes; one where a stage has all devices."""
+    import psutil
+
+    gpu = params.device == "cuda" or (params.device == "auto" and shutil.which("nvidia-smi"))
+    if gpu or params.devices not in ("auto", 1):
+        return 1
+    return max(1, min(cores(), int(psutil.virtual_memory().available / MEMORY), stages))
+
+
+def repro(targets: Sequence[str] = (), jobs: int | None = None, *, dry_run: bool = False) -> None:
+    """Run what is stale among ``targets`` and their needs; exits with 1 where a stage failed, 130 where stopped."""
+    params = load_params()
+    stages, times = plan(targets), Times(params.profile)
+    if not stages:
+        print("nothing is stale")
+        return
+    jobs = jobs or jobs_for(len(stages), params)
+    known = [seconds for name in stages if (seconds := times.of(name)) is not None]
+    unknown = f", {len(stages) - len(known)} of them for the first time here" if len(known) < len(stages) else ""
+    expected = f": about {duration(max(sum(known) / jobs, *known))}" if known else ""
+    print(f"{len(stages)} stages, {jobs} at once{unknown}{expected}", flush=True)
+    if dry_run:
+        print("\n".join(stages))
+        return
+    runner = Runner(stages, jobs, times)
+    runner.run()
+    longest = sorted(runner.took.items(), key=lambda item: item[1], reverse=True)[:5]
+    print(
+        f"{len(runner.took)} of {len(stages)} stages done"
+        + (f", {len(runner.failed)} failed ({', '.join(runner.failed)})" if runner.failed else "")
+        + (f", {len(runner.waiting)} not begun" if runner.waiting else "")
+        + "".join(f"; {name} {duration(seconds)}" for name, seconds in longest)
+    )
+    if runner.stopped or runner.failed:
+        sys.exit(command.INTERRUPTED if runner.stopped else 1)
+
+
+def main() -> None:
+    """Read the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("targets", nargs="*", help="stages, such as `clean` or `train@ebjdat-jempp-0`; default: all")
+    parser.add_argument("--jobs", type=int, help="stages at once; default: one per core, one with a GPU")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run")
+    arguments = parser.parse_args()
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise UserError(f"--jobs: expected at least 1, got {arguments.jobs}")
+    repro(arguments.targets, arguments.jobs, dry_run=arguments.dry_run)
+
+
+if __name__ == "__main__":
+    command.run(main)

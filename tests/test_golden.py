@@ -1,0 +1,102 @@
+"""A tiny run through every stage that decides numbers, pinned: whoever moves numbers raises a revision.
+
+Where this fails on purpose: raise the entry of REVISIONS in ebjdat/protocols.py that the message names, then
+`python -m tests.test_golden` pins the new numbers.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ebjdat import files
+from ebjdat.protocols import REVISIONS
+from ebjdat.record import read_record
+from ebjdat.run import Run
+from tests import tiny
+
+PINNED = Path(__file__).with_name("golden.json")
+SURROGATE = Run("digits", "pgd_at", 0)
+MODELS = (Run("digits", "ebjdat-jempp", 0), SURROGATE)
+STAGES = ("clean", "autoattack", "craft", "transfer", "sweep", "eot", "generate")
+TOLERANCE = {"count": 3, "relative": 0.05, "absolute": 0.02}
+"""Another CPU rounds otherwise: a few images of a rate, a twentieth of a value. A change of the method moves more."""
+
+
+def made(folder: Path) -> dict[str, dict[str, float]]:
+    """Numbers by stage of a run made afresh in ``folder``, which is the current one."""
+    params = tiny.write_params(folder, surrogates=[SURROGATE.model])
+    tiny.prepare(params)
+    tiny.train(params, *(run.model for run in MODELS))
+    run_stage("reference")
+    found: dict[str, dict[str, float]] = {"train": {}}
+    for run in MODELS:
+        summary = files.read_json(run.model_dir / "summary.json")
+        found["train"] |= {f"{run.model}/{name}": value for name, value in summary["selected"].items()}
+    for stage in STAGES:
+        run = SURROGATE if stage == "craft" else MODELS[0]
+        run_stage(stage, "--model", run.model)
+        if stage == "craft":
+            manifest = files.read_json(run.crafted() / "manifest.json")
+            found[stage] = {name: entry["accuracy"] for name, entry in manifest["found"].items()}
+        else:
+            record = read_record(run.record(stage))
+            found[stage] = {name: rate["correct"] for name, rate in record["rates"].items()} | record["values"]
+    return found
+
+
+def run_stage(stage: str, *arguments: str) -> None:
+    before, sys.argv = sys.argv, [stage, *arguments]
+    try:
+        importlib.import_module(f"stages.{stage}").main()
+    finally:
+        sys.argv = before
+
+
+@pytest.fixture(scope="module")
+def numbers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[str, float]]]:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("golden")
+        patch.chdir(folder)
+        for name in ("DVC_ROOT", "EBJDAT_SCRATCH"):
+            patch.delenv(name, raising=False)
+        patch.setenv("EBJDAT_CORES", "1")
+        yield made(folder)
+
+
+@pytest.mark.parametrize("stage", ["train", *STAGES])
+def test_the_numbers_of_a_tiny_run_are_those_of_its_revision(stage: str, numbers: dict[str, Any]) -> None:
+    pinned = files.read_json(PINNED)[stage]
+    told = f"numbers of {stage} moved: raise REVISIONS[{stage!r}] in ebjdat/protocols.py, `python -m tests.test_golden`"
+    assert pinned["revision"] == REVISIONS[stage], "pin the numbers of the new revision: `python -m tests.test_golden`"
+    assert set(numbers[stage]) == set(pinned["numbers"]), told
+    moved = {name: (old, numbers[stage][name]) for name, old in pinned["numbers"].items()
+             if not near(old, numbers[stage][name])}  # fmt: skip
+    assert not moved, f"{told} (pinned, now): {moved}"
+
+
+def near(old: float, new: float) -> bool:
+    if isinstance(old, int):
+        return abs(old - new) <= TOLERANCE["count"]
+    return math.isclose(old, new, rel_tol=TOLERANCE["relative"], abs_tol=TOLERANCE["absolute"])
+
+
+def pin() -> None:
+    """Write the numbers of today's code."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        found = made(Path(folder))
+    pinned = {stage: {"revision": REVISIONS[stage], "numbers": numbers} for stage, numbers in found.items()}
+    files.write_json(PINNED, pinned)
+
+
+if __name__ == "__main__":
+    pin()

@@ -1,0 +1,131 @@
+"""The runner over DVC's graph, and studies, on stages that only leave files."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ebjdat import files
+from ebjdat.config import read_yaml
+from stages.repro import Times, paths
+from tests import stub_pipeline
+from tests.stage_deps import ROOT
+from tests.stub_pipeline import events, python, ran, stale
+
+KEPT = ("prepare", "train-baseline", "clean-baseline")
+TRAIN = [f"train-baseline@{name}-0" for name in ("pgd_at", "trades", "undefended")]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkout")
+    stub_pipeline.make(folder, KEPT)
+    return folder
+
+
+def edit_training(folder: Path) -> None:
+    """All trainings become stale, in a way that no run cache knows."""
+    ran(folder)
+    with (folder / "stages/train.py").open("a") as file:
+        file.write("# edited\n")
+
+
+def test_independent_stages_run_at_once_and_what_is_up_to_date_costs_nothing(checkout: Path) -> None:
+    done = python(checkout, "stages.repro", "--jobs", "2", "train", STUB_SECONDS="5")
+    assert done.returncode == 0, done.stderr
+    assert "4 stages, 2 at once, 4 of them for the first time here\n" in done.stdout
+    assert "4 of 4 stages done; " in done.stdout
+    times = {(what, name): float(when) for what, name, when, _ in events(checkout)}
+    begun, ended = (sorted(times[what, name] for name in TRAIN) for what in ("begin", "end"))
+    assert times["end", "prepare"] < begun[0] < begun[1] < ended[0] < begun[2], "two at once, after what they need"
+    assert python(checkout, "stages.repro", "train").stdout == "nothing is stale\n"
+    assert not stale(checkout) & set(TRAIN), "DVC agrees"
+    edit_training(checkout)
+    shown = python(checkout, "stages.repro", "--dry-run", "train").stdout
+    assert shown.startswith("3 stages, ") and "never" not in shown and ran(checkout) == []
+
+
+def test_a_stage_that_fails_is_told_with_its_last_lines_and_what_does_not_need_it_goes_on(checkout: Path) -> None:
+    edit_training(checkout)
+    done = python(checkout, "stages.repro", STUB_STOPS_AT="train-baseline@trades-0")
+    assert done.returncode == 1
+    assert "train-baseline@trades-0 failed:\n" in done.stderr and "stub: told to stop" in done.stderr
+    assert "1 failed (train-baseline@trades-0), 1 not begun" in done.stdout, "what needs it is left"
+    assert {"clean-baseline@pgd_at-0", "clean-baseline@undefended-0"} <= set(ran(checkout))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_reach_the_stages_which_write_a_checkpoint(checkout: Path, number: signal.Signals) -> None:
+    edit_training(checkout)
+    line = [sys.executable, "-m", "stages.repro", "--jobs", "2", "train"]
+    environment = stub_pipeline.environment_of(STUB_SECONDS="100")
+    process = subprocess.Popen(line, cwd=checkout, env=environment, stderr=subprocess.PIPE, text=True)
+    while len(events(checkout)) < (2 if (checkout / "data/digits").is_dir() else 1):
+        time.sleep(0.2)
+    process.send_signal(number)
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "was stopped:\n" in told
+    did = [event[0] for event in events(checkout)]
+    assert did.count("checkpoint") == did.count("begin") > 0 and "end" not in did
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["cleen"], "error: cleen is no stage; known: clean, prepare, train\n"),
+        (["--jobs", "0"], "error: --jobs: expected at least 1, got 0\n"),
+    ],
+)
+def test_what_it_cannot_run_is_told_in_one_line(checkout: Path, arguments: list[str], message: str) -> None:
+    done = python(checkout, "stages.repro", *arguments)
+    assert (done.returncode, done.stderr) == (2, message)
+
+
+def test_expected_times_are_the_last_ones_or_those_of_the_same_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EBJDAT_SCRATCH", str(tmp_path))
+    Times("digits").put("clean@ebjdat-jempp-0", 10.0)
+    Times("digits").put("clean-baseline@pgd_at-0", 20.0)
+    times = Times("digits")
+    assert [times.of(name) for name in ("clean@ebjdat-jempp-0", "clean@base-jem-3", "eot@base-jem-3")] == [10, 15, None]
+    assert Times("cifar10").of("clean@ebjdat-jempp-0") is None
+
+
+def test_what_the_longest_chain_waits_for_begins_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EBJDAT_SCRATCH", str(tmp_path))
+    times = Times("digits")
+    for name, seconds in {"train@a": 5.0, "autoattack@a": 90.0, "eot@b": 60.0}.items():
+        times.put(name, seconds)
+    stages = {"eot@b": set[str](), "train@a": set[str](), "autoattack@a": {"train@a"}}
+    assert paths(stages, times) == {"eot@b": 60.0, "train@a": 95.0, "autoattack@a": 90.0}
+
+
+def test_a_study_runs_its_rows_and_leaves_params_yaml_as_it_was(checkout: Path) -> None:
+    before = (checkout / "params.yaml").read_bytes()
+    rows = [{"seeds": [4, 5], "baselines": ["pgd_at"]}, {"seeds": [4], "baselines": ["trades"]}, {"sede": 1}]
+    files.write_json(checkout / "study.yaml", {"stages": ["train"], "rows": rows})
+    ran(checkout)
+    done = python(checkout, "stages.study", "study.yaml")
+    assert done.returncode == 2 and "{'sede': 1} does not fit params.yaml" in done.stderr
+    names = ("pgd_at-4", "pgd_at-5", "trades-4")
+    assert {f"train-baseline@{name}" for name in names} <= set(ran(checkout))
+    assert (checkout / "params.yaml").read_bytes() == before
+    files.write_json(checkout / "study.yaml", {"stages": ["train"], "rows": rows[:2]})
+    again = python(checkout, "stages.study", "study.yaml")
+    assert again.returncode == 0 and again.stdout.count("nothing is stale") == 2 and ran(checkout) == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_row_of_a_study_is_a_valid_choice_of_parameters(path: Path) -> None:
+    from ebjdat.config import parse_params, read_profile
+
+    raw = read_yaml(ROOT / "params.yaml")
+    for row in read_yaml(path)["rows"]:
+        assert set(row) <= set(raw)
+        assert parse_params(raw | row, lambda name: read_profile(ROOT, name)).runs()
