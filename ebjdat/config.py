@@ -100,6 +100,8 @@ class Variant(Section):
     """Chain steps per iteration; for PYLD the outer steps M."""
     base_steps: Whole = Field(ge=1, le=1000)
     """The same for the plain variant."""
+    base_px_noise: Real = Field(ge=0.0, le=1.0)
+    """``px_noise`` of the plain variant."""
     inner_steps: Whole = Field(ge=1, le=100)
     """PYLD's inner steps N; 1 elsewhere."""
     step_size: Real = Field(gt=0.0, le=1e3)
@@ -143,8 +145,8 @@ class Variant(Section):
 
     def used(self) -> dict[str, Any]:
         """The recipe as records hold it: without names, and without what its method and reading never look at."""
-        unused = {"label", "like", "base_steps"}  # base_steps is resolved into steps
-        if self.reading != "energy":
+        unused = {"label", "like", "base_steps", "base_px_noise"}  # resolved into steps and px_noise
+        if self.reading != "energy" or not self.w_energy:
             unused.add("gap")
         if not self.w_adversarial and not self.w_energy:
             unused |= {"reading", "attack_steps", "attack_step", "project"}
@@ -161,6 +163,8 @@ class Data(Section):
     train: Count
     validation: Count
     test: Count
+    stratified: Flag = False
+    """Whether test images are ordered so that the first n have all classes equally often, whatever n."""
 
 
 class Network(Section):
@@ -201,8 +205,8 @@ class Training(Section):
     """Equal parts of a training batch that BatchNorm normalises apart. 1: the whole batch, gathered from all
     devices. With as many parts as devices nothing is gathered, which is faster and another experiment."""
     bn_estimate: Literal["both", "clean", "adversarial"]
-    """Images that re-estimate BatchNorm statistics before selection and evaluation, for methods that train on
-    adversarial images; the others always use clean images."""
+    """Images that re-estimate BatchNorm statistics before selection and evaluation, one rule for all methods that train
+    on adversarial images; the others always use clean images."""
     bn_images: Whole = Field(ge=2)
     """How many training images re-estimate them."""
     validation_steps: Whole = Field(ge=1, le=1000)
@@ -214,6 +218,8 @@ class Training(Section):
     """Compile the network; where that fails, training says so and runs eagerly."""
     threads: Annotated[Whole, Field(ge=1, le=1024)] | None
     """CPU threads of training; fixed where a run on the CPU is to be repeated to the byte. null: all."""
+    norm: Literal["none", "batch"] = "batch"
+    """Normalisation layers of a baseline; a JEM recipe states its own."""
 
 
 class Images(Section):
@@ -226,6 +232,10 @@ class AutoAttackImages(Images):
     """Images of Table 1, attacked in fixed slices because random starts depend on the place in a batch."""
 
     slice: Count
+    alone: Flag
+    """Each attack of Table 1 alone, under both protocols."""
+    cascade: Flag
+    """The cascade of version ``standard`` under protocol ``standard``, the literature's AutoAttack."""
     last_images: Whole = Field(ge=0)
     """The first of them, in whole slices, on which the cascade's start attacks the last checkpoint; 0: none."""
 
@@ -299,6 +309,8 @@ class Params(Section):
         """
         run = Run(self.profile, model, 0)
         names = [run.method if run.method != "control" else "ebjdat"]
+        if run.method in BASELINES and run.method != model:
+            names.append(model)
         if run.variant is not None:
             like = self.variants[run.variant].like
             names = [*([like] if like else []), run.variant, *names]
@@ -326,7 +338,8 @@ class Params(Section):
             return recipe
         changed: dict[str, Any] = {"reading": "none", "w_energy": 0.0}
         if run.method == "base":
-            changed |= {"steps": recipe.base_steps, "w_px": 1.0, "w_clean": 1.0, "w_adversarial": 0.0}
+            changed |= {"steps": recipe.base_steps, "px_noise": recipe.base_px_noise}
+            changed |= {"w_px": 1.0, "w_clean": 1.0, "w_adversarial": 0.0}
         return recipe.model_copy(update=changed)
 
 
@@ -373,6 +386,8 @@ class Setup:
         plain: dict[str, Any] = {"data": data}
         if self.training is not None:
             plain |= {"network": self.network.plain(), "training": self.training.plain()}
+            if self.recipe is not None:
+                del plain["training"]["norm"]
         if self.recipe is not None:
             plain["recipe"] = self.recipe.used()
         if self.variant is not None:  # nobody here knows how it was trained; how its chains run decides numbers
@@ -462,7 +477,7 @@ def check_model(params: Params, model: str, where: str = "") -> None:
         UserError: with the known names.
     """
     known = [f"{method}-{variant}" for method in METHODS for variant in params.variants]
-    known += BASELINES
+    known += [*BASELINES, *(name for name in params.current.training if name.partition("-")[0] in BASELINES)]
     if model not in known and not model.startswith("external-"):
         raise UserError(
             f"{where}unknown model {model!r}{nearest(model, known)}; known: {', '.join(known)}, external-<name>"
@@ -535,6 +550,8 @@ def _check(params: Params) -> None:
     for name in params.variants:
         if not re.fullmatch(r"[a-z0-9_]+", name):
             raise UserError(f"variants.{name}: a variant's name has a-z, 0-9 and _ only")
+    if not (params.current.evaluation.autoattack.alone or params.current.evaluation.autoattack.cascade):
+        raise UserError(f"params/{params.profile}.yaml: evaluation.autoattack: alone or cascade must be true")
     if params.variant not in params.variants:
         known = list(params.variants)
         hint = nearest(params.variant, known)
@@ -545,9 +562,10 @@ def _check(params: Params) -> None:
             raise UserError(f"{key}: one of {', '.join(map(str, values))} is named twice")
     for key in ("baselines", "sources"):
         for name in getattr(params, key):
-            if name not in BASELINES:
+            if name.partition("-")[0] not in BASELINES:
                 hint = nearest(name, BASELINES)
                 raise UserError(f"{key}: unknown baseline {name!r}{hint}; known: {', '.join(BASELINES)}")
+            check_model(params, name, f"{key}: ")
     both = [*params.baselines, *params.sources]
     if len(set(both)) < len(both):
         raise UserError(f"baselines, sources: one of {', '.join(both)} is named twice")
@@ -563,9 +581,10 @@ def _check_profile(params: Params) -> None:
     models = [f"{method}-{variant}" for method in ("ebjdat", "base") for variant in params.variants]
     names = ["defaults", *params.variants, *METHODS, *BASELINES, *models]
     for name in profile.training:
-        if name not in names:
+        baseline, _, more = name.partition("-")
+        if name not in names and not (more and baseline in BASELINES):
             raise UserError(f"{place}training.{name}: unknown key{nearest(name, names)}; known: {', '.join(names)}")
-    for model in (*models, *BASELINES):
+    for model in (*models, *BASELINES, *(name for name in profile.training if name.partition("-")[0] in BASELINES)):
         training = params.training(model)
         for key in ("batch_size", "px_batch_size"):
             size = getattr(training, key)

@@ -17,7 +17,7 @@ AutoAttackName = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"]
 TransferName = Literal["pgd", "mi-fgsm", "vmi-fgsm", "vni-fgsm"]
 
 REVISIONS = {
-    "train": 1,
+    "train": 2,
     "clean": 1,
     "autoattack": 1,
     "craft": 1,
@@ -121,6 +121,8 @@ class Protocol:
     """Everything that an adversarial evaluation depends on besides model, images and nominal radius."""
 
     name: str
+    revision: int = 1
+    """Raised by hand where its numbers move and those of the other protocol do not: its older cells are not shown."""
     scale: float
     """Radius of the protocol as a fraction of the profile's nominal radius."""
     seed: int
@@ -188,10 +190,11 @@ STANDARD = Protocol(
 
 RELEASED = Protocol(
     name="released",
+    revision=2,
     scale=0.5,
     seed=0,
     noisy=True,
-    pgd=Iterated(steps=20, step=1 / 4),
+    pgd=Iterated(steps=20, step=1 / 8),
     table1=Table1(
         alone=(
             AutoAttackCell(attack="apgd-ce", steps=20),

@@ -23,7 +23,7 @@ import numpy as np
 from ebjdat import command, files
 from ebjdat.config import MASKING_INPUTS, Setup
 from ebjdat.errors import AuditError, UserError
-from ebjdat.protocols import REVISIONS
+from ebjdat.protocols import PROTOCOLS, REVISIONS
 from ebjdat.run import Run
 from ebjdat.statistics import Rate, Result
 
@@ -56,11 +56,11 @@ _PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "pyautoattack", "t
 
 
 def revisions(stage: str) -> dict[str, int]:
-    """The revisions that a record of ``stage`` rests on: its own, and those of the stages whose results it uses."""
+    """The revisions that a record of ``stage`` rests on: of it, of the stages that it uses, and of the protocols."""
     names = {"train", stage} | (set(MASKING_INPUTS) if stage == "masking" else set())
     if stage in ("transfer", "masking"):
         names.add("craft")
-    return {name: REVISIONS[name] for name in sorted(names)}
+    return {name: REVISIONS[name] for name in sorted(names)} | {p.name: p.revision for p in PROTOCOLS.values()}
 
 
 def write_record(setup: Setup, stage: str, result: Result, *, data: str, params: Mapping[str, Any] = {}) -> Record:

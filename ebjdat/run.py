@@ -19,7 +19,8 @@ class Run:
 
     Attributes:
         profile: scale of the experiment, a file in ``params/``.
-        model: ``<method>-<variant>``, the name of a baseline, or ``external-<name>``.
+        model: ``<method>-<variant>``; a baseline, or ``<baseline>-<name>`` with settings of its own in the profile; or
+            ``external-<name>``.
         seed: of the training; for an external model, that of the surrogates it meets.
     """
 
@@ -33,8 +34,8 @@ class Run:
     @property
     def method(self) -> str:
         """``ebjdat``, ``base``, ``control``, the baseline's name, or ``external-<name>``."""
-        method, _, variant = self.model.partition("-")
-        return method if variant and method in METHODS else self.model
+        method, _, more = self.model.partition("-")
+        return method if more and method in (*METHODS, *BASELINES) else self.model
 
     @property
     def variant(self) -> str | None:

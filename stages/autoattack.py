@@ -21,6 +21,8 @@ def main() -> None:
             {name: task.opener(name) for name in task.checkpoints},
             task.cases,
             slice_size=settings.slice,
+            alone=settings.alone,
+            cascade=settings.cascade,
             last_images=min(settings.last_images, settings.images),
             done=done,
             workers=evaluators(task.device, task.setup.devices),

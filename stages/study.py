@@ -1,8 +1,8 @@
 """Run a study: rows of parameter overrides in a file, which is committed before it runs.
 
-Each row is written into params.yaml as `dvc exp run -S` would, `stages.repro` runs the study's stages, and params.yaml
-is put back. What is up to date does nothing, so the same command goes on. Afterwards `python -m stages.repro` puts the
-new records into the tables.
+Each row, with what `every` says of all rows, is written into params.yaml as `dvc exp run -S` would, `stages.repro` runs
+the study's stages (or the row's own `stages`), and params.yaml is put back. What is up to date does nothing, so the
+same command goes on. Afterwards `python -m stages.repro` puts the new records into the tables.
 """
 
 from __future__ import annotations
@@ -21,17 +21,23 @@ from ebjdat.errors import UserError
 from stages.repro import repro
 
 
-def read_study(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
-    """Stages and rows of a study.
+def read_study(path: Path) -> list[tuple[list[str], dict[str, Any]]]:
+    """Stages and parameters of each row of a study.
 
     Raises:
         UserError: the file is no study.
     """
     study = read_yaml(path)
-    stages, rows = (study.get(key) if isinstance(study, dict) else None for key in ("stages", "rows"))
-    if not isinstance(stages, list) or not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+    found = study if isinstance(study, dict) else {}
+    stages, every, rows = found.get("stages"), found.get("every", {}), found.get("rows")
+    if not isinstance(stages, list) or not isinstance(every, dict) or not isinstance(rows, list):
         raise UserError(f"{path}: expected `stages`, a list of names, and `rows`, a list of parameters by name")
-    return stages, rows
+    read = []
+    for row in rows:
+        if not isinstance(row, dict) or not isinstance(row.get("stages", []), list):
+            raise UserError(f"{path}: expected a row of parameters by name, got {row!r}")
+        read.append((row.get("stages", stages), every | {name: row[name] for name in row if name != "stages"}))
+    return read
 
 
 def override(row: Mapping[str, Any]) -> None:
@@ -57,11 +63,11 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, help="stages at once; see stages.repro")
     parser.add_argument("--dry-run", action="store_true", help="print what would run")
     arguments = parser.parse_args()
-    stages, rows = read_study(arguments.file)
+    rows = read_study(arguments.file)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # params.yaml is put back first
     before, failed = PARAMS.read_bytes(), 0
-    for place, row in enumerate(rows, 1):
-        print(f"row {place} of {len(rows)}: {row}", flush=True)
+    for place, (stages, row) in enumerate(rows, 1):
+        print(f"row {place} of {len(rows)}: {', '.join(stages)}; {row}", flush=True)
         try:
             override(row | ({"profile": arguments.profile} if arguments.profile else {}))
             repro(stages, arguments.jobs, dry_run=arguments.dry_run)

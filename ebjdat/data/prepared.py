@@ -93,7 +93,18 @@ def split(source: Source, settings: Data) -> dict[str, np.ndarray]:
         _check_count(source.name, "test", test, len(source.test_images))
         index = random.permutation(len(source.test_images))[:test]
         parts |= {"x_test": source.test_images[index], "y_test": source.test_labels[index]}
+    if settings.stratified:
+        index = _stratified(parts["y_test"])
+        parts |= {"x_test": parts["x_test"][index], "y_test": parts["y_test"][index]}
     return parts
+
+
+def _stratified(labels: np.ndarray) -> np.ndarray:
+    """An order of ``labels`` (N,) in which every class comes once before any comes again; within a class as before."""
+    turn = np.empty(len(labels), int)
+    for label in np.unique(labels):
+        turn[labels == label] = np.arange((labels == label).sum())
+    return np.lexsort((labels, turn))
 
 
 def digest_of(parts: dict[str, np.ndarray], levels: int) -> str:

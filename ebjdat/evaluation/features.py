@@ -32,8 +32,8 @@ KERNEL_SEED = 2020
 SCORE_LAYER = "logits_unbiased"
 
 
-def to_uint8(images: Tensor) -> Tensor:
-    """Images (N, 1 or 3, H, W) floating point in [0, 1] -> (N, 3, H, W) uint8 in 0..255, rounded.
+def to_uint8(images: Tensor, *, floor: bool = False) -> Tensor:
+    """Images (N, 1 or 3, H, W) floating point in [0, 1] -> (N, 3, H, W) uint8 in 0..255, rounded or floored.
 
     Grey images are repeated over the three channels.
 
@@ -45,7 +45,8 @@ def to_uint8(images: Tensor) -> Tensor:
     bad = ~((images >= 0.0) & (images <= 1.0))
     if bad.any():
         raise AuditError(f"{int(bad.sum())} of {bad.numel()} pixels are NaN or outside [0, 1], nothing is measured")
-    return (images * 255.0).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+    levels = images * 255.0
+    return (levels.floor() if floor else levels.round()).to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
 
 
 class ImageSet(Dataset[Tensor]):

@@ -7,7 +7,7 @@ A distance falls with the number of images, so everything under ``standard`` has
 fresh samples, the buffer, the chains' initial distribution (an informative start is close to the
 data before a single step) and real test images (the floor).
 
-Samples are rounded to 8 bits before anything is measured.
+Samples are rounded to 8 bits before anything is measured; under ``released`` they are floored, as its code does.
 """
 
 from __future__ import annotations
@@ -196,6 +196,7 @@ def _distances(
     order = torch.randperm(len(samples.buffer), generator=torch.Generator().manual_seed(derive(seed, "buffer-subset")))
     kept = most_confident(model, samples.buffer)
     buffer = extractor.features(ImageSet(to_uint8(samples.buffer)))
+    filtered = extractor.features(ImageSet(to_uint8(samples.buffer[kept], floor=True)))
     sampled = extractor.all_features(ImageSet(to_uint8(samples.fresh), n))
     start = extractor.features(ImageSet(to_uint8(samples.start), n))
     sets = {"": next(iter(sampled.values())), "start-": start, "buffer-": buffer[order[:n]]}
@@ -207,7 +208,7 @@ def _distances(
         _warn(warnings, f"generation/{label}{extractor.distance}", len(features), n, extractor.dimensions)
     released = f"generation/released-{extractor.distance}"
     values |= {
-        released: frechet_distance(Statistics.of(buffer[kept]), reference.everything),
+        released: frechet_distance(Statistics.of(filtered), reference.everything),
         "generation/released-n": float(len(kept)),
     }
     _warn(warnings, released, len(kept), len(kept), extractor.dimensions)
@@ -245,6 +246,7 @@ def _settings(samples: Samples, reference: Reference, kept: int) -> dict[str, ob
             "state": "replay buffer",
             "samples": kept,
             "filter": f"top {KEPT_SHARE:.0%} by confidence per predicted class, of {len(samples.buffer)}",
+            "levels": "floored",
             "reference": "train, validation and test images",
             "reference_images": reference.everything.n,
         },

@@ -1,8 +1,14 @@
 """Table 1: AutoAttack, each attack alone and the cascade, under both protocols.
 
-Per protocol an accuracy per attack, their union (robust against all of them, each run alone), and the
-cascade of version ``standard``. The first attack of the cascade starts from the same batch and seed as it
-does alone, so APGD-CE alone is read from the cascade where both run the same steps.
+Per protocol an accuracy per attack, their union (robust against all of them, each run alone), and under ``standard``:
+
+    worst-case   robust against the four attacks of version ``standard``, each run alone on all images, as the official
+                 ``run_standard_evaluation_individual`` does
+    autoattack   the cascade of version ``standard``, in which each attack meets the images that are left
+
+A profile says which of both it runs. The union under ``released`` leaves FAB out, because FAB changes no image in the
+released code at 327ea16 (it clamps images in [-1, 1] to [0, 1]); ``union-with-fab`` stands beside it. The first attack
+of the cascade starts from the same batch and seed as it does alone, so APGD-CE alone is read from the cascade.
 
 The last checkpoint meets the first two attacks of the cascade only (APGD-CE, APGD-T), which costs a tenth:
 ``<protocol>/apgd-ce-t-last``. ``<protocol>/apgd-ce-t`` is the best checkpoint after the same two attacks.
@@ -39,6 +45,8 @@ def evaluate(
     cases: list[Case],
     *,
     slice_size: int,
+    alone: bool = True,
+    cascade: bool = True,
     last_images: int = 0,
     done: Outcomes = NOTHING,
     workers: int = 1,
@@ -51,14 +59,17 @@ def evaluate(
             :func:`ebjdat.attacks.slices.run_jobs` for it and for ``done``, ``workers`` and ``label``.
         cases: both protocols on the model's images.
         slice_size: images per slice; part of what the numbers are.
-        last_images: images for the last checkpoint, rounded up to whole slices.
+        alone, cascade: what is run, see the module.
+        last_images: images for the last checkpoint, rounded up to whole slices; with the cascade only.
 
     Raises:
         AuditError: an attack broke a property, or finds almost nothing.
         UserError: foreign outcomes in ``done``.
     """
-    last = _last_checkpoint(load) if last_images else "none"
-    plans = {case.name: plan(case, slice_size, last_images if last == "other" else 0) for case in cases}
+    last = _last_checkpoint(load) if last_images and cascade else "none"
+    of_last = last_images if last == "other" else 0
+    plans = {case.name: plan(case, slice_size, alone, cascade, of_last) for case in cases}
+    cases = [case for case in cases if plans[case.name]]
     images = {
         job: (case.x[job.first : job.last], case.y[job.first : job.last])
         for case in cases
@@ -92,14 +103,14 @@ def _last_checkpoint(load: Loaders) -> Literal["none", "same", "other"]:
     return "same" if model_digest(load["best"]()) == model_digest(load["last"]()) else "other"
 
 
-def plan(case: Case, slice_size: int, last_images: int = 0) -> Plan:
-    """The jobs of a protocol; ``last_images`` as in :func:`evaluate`."""
-    table = case.protocol.table1
+def plan(case: Case, slice_size: int, alone: bool = True, cascade: bool = True, last_images: int = 0) -> Plan:
+    """The jobs of a protocol; arguments as in :func:`evaluate`."""
+    cascade = cascade and case.protocol.table1.cascade
     cells: dict[str, AutoAttackCell] = {
-        cell.attack: cell for cell in table.alone if not (table.cascade and cell == STANDARD)
+        cell.attack: cell for cell in case.protocol.table1.alone if alone and not (cascade and cell == STANDARD)
     }
     jobs: Plan = {}
-    if table.cascade:
+    if cascade:
         jobs["cascade"] = _slices(case, "cascade", STANDARD, slice_size)
         last = [job for job in jobs["cascade"] if job.first < last_images]
         if last:
@@ -129,8 +140,9 @@ def _case_result(case: Case, jobs: Plan, outcomes: dict[Job, Outcome], last_is_b
     found = {name: [outcomes[job] for job in several] for name, several in jobs.items()}
     flags = _flags(case, found)
     right = np.concatenate([outcome.right for outcome in next(iter(found.values()))])
-    _check_fab(case, flags, right)
-    flags["union"] = np.logical_and.reduce([flags[cell.attack] for cell in case.protocol.table1.alone])
+    if "fab-t" in flags:
+        _check_fab(case, flags, right)
+        flags |= _unions(case, flags)
     arrays = {f"{case.name}/{name}": robust for name, robust in flags.items()} | {f"{case.name}/clean": right}
     if "cascade" in found:
         flags["autoattack"] = np.concatenate([outcome.final for outcome in found["cascade"]])
@@ -152,9 +164,19 @@ def _flags(case: Case, found: dict[str, list[Outcome]]) -> dict[str, np.ndarray]
     """Robust images (N,) per attack run alone."""
     flags: dict[str, np.ndarray] = {}
     for cell in case.protocol.table1.alone:
-        source = found.get(cell.attack, found.get("cascade", []))
-        flags[cell.attack] = np.concatenate([outcome.robust[cell.attack] for outcome in source])
+        source = found.get(cell.attack, found.get("cascade", []) if cell == STANDARD else [])
+        if source:
+            flags[cell.attack] = np.concatenate([outcome.robust[cell.attack] for outcome in source])
     return flags
+
+
+def _unions(case: Case, alone: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Robust images (N,) against several attacks, each run alone; see the module."""
+    every = np.logical_and.reduce(list(alone.values()))
+    if case.protocol.table1.cascade:
+        return {"union": every, "worst-case": np.logical_and.reduce([alone[name] for name in CASCADE])}
+    without = [flags for name, flags in alone.items() if name != "fab-t"]
+    return {"union": np.logical_and.reduce(without), "union-with-fab": every}
 
 
 def _checkpoints(found: dict[str, list[Outcome]], last_is_best: int) -> dict[str, np.ndarray]:

@@ -91,7 +91,7 @@ class Trainer:
             width=setup.network.width,
             channels=data.shape[0],
             classes=10,
-            norm="batch" if self.recipe is None else self.recipe.norm,
+            norm=self.training.norm if self.recipe is None else self.recipe.norm,
             momentum=self.training.bn_momentum,
         )
         self.state = self._new_state(data)

@@ -23,13 +23,13 @@ from ebjdat.training.recipes import OBJECTIVES, stream_of
 def renew_statistics(model: EnergyModel, setup: Setup, x: Tensor, y: Tensor) -> None:
     """Estimate BatchNorm statistics from training images x (N,C,H,W) in [0, 1] with labels y (N,).
 
-    Clean, adversarial (PGD-10), or both in equal parts: the kinds that the objective sees; where it sees both, as
-    ``training.bn_estimate`` says.
+    As ``training.bn_estimate`` says clean, adversarial (PGD-10), or both in equal parts; clean where the objective sees
+    no adversarial images.
     """
     training, sees = setup.training, OBJECTIVES[setup.run.method].sees
     assert training is not None
     x, y = x[: training.bn_images], y[: training.bn_images]
-    which = training.bn_estimate if sees == "both" else sees
+    which = "clean" if sees == "clean" else training.bn_estimate
     if which != "clean":
         generator = torch.Generator(x.device).manual_seed(derive(setup.run.seed, stream_of(setup.run), "statistics"))
         half = len(x) // 2 if which == "both" else 0
