@@ -10,6 +10,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages run in this process; once it has had a second thread of OpenMP, a fork of it waits for that for ever."""
+    monkeypatch.setattr("ebjdat.device.THREADS", 1)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of faults."""
     from tests.fault_list import tests_by_line
