@@ -537,7 +537,9 @@ def _inherited(name: str, variants: Mapping[str, Any]) -> Any:
     like = own.get("like") if isinstance(own, dict) else None
     if not like:
         return own
-    if like not in variants or not isinstance(variants[like], dict) or variants[like].get("like"):
+    if isinstance(like, str) and like in variants and not isinstance(variants[like], dict):
+        return own  # the other one is reported
+    if not isinstance(like, str) or like not in variants or variants[like].get("like"):
         known = [key for key, value in variants.items() if isinstance(value, dict) and not value.get("like")]
         raise UserError(f"variants.{name}.like: expected one of {', '.join(map(str, known))}, got {_show(like)}")
     return {key: value for key, value in variants[like].items() if key != "label"} | own

@@ -2,8 +2,9 @@
 
 ``standard`` attacks images in [0, 1] at the profile's nominal radius r with the usual strength.
 ``released`` follows the released code of EB-JDAT at 327ea16, which attacks images that are already in
-[-1, 1] with an eps of 8/255 in that scale, that is half of every radius in pixel units. Its AutoAttack
-takes 20 steps; that Table 1 runs each attack alone is inferred from the supplement.
+[-1, 1] with an eps of 8/255 in that scale, that is half of every radius in pixel units. Its PGD-20 steps
+an eighth of that radius. Its AutoAttack takes 20 steps, and its FAB clamps those images to [0, 1], which
+leaves all of them as they were; that Table 1 runs each attack alone is inferred from the supplement.
 
 Radii and noises are in pixel units. A protocol is printed with every number that it produced.
 """
@@ -53,6 +54,8 @@ class Table1:
 
     alone: tuple[AutoAttackCell, ...]
     cascade: bool
+    without_effect: tuple[AutoAttackName, ...] = ()
+    """Attacks that change no image in the code that the protocol follows: the union leaves them out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +206,7 @@ RELEASED = Protocol(
             AutoAttackCell(attack="square", steps=5000),
         ),
         cascade=False,
+        without_effect=("fab-t",),
     ),
     transfer=Transfer(attacks=_TRANSFER, steps=10, step=1 / 4, neighbours=(5,), decay=1.0, beta=1.5),
     sweep=Sweep(radii=_RADII, radii_steps=(20,), iterations=(1, 10, 20, 50), unbounded=1.0),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ebjdat import files
-from ebjdat.config import Params, parse_params, read_yaml, resolve
+from ebjdat.config import Params, check_model, parse_params, read_yaml, resolve
 from ebjdat.errors import UserError
 from ebjdat.protocols import REVISIONS
 from ebjdat.record import STAGES
@@ -81,6 +81,20 @@ def test_the_base_method_has_its_own_chain_and_no_adversarial_terms() -> None:
     recipe = params.recipe("base-jem")
     assert recipe is not None and recipe.steps == params.variants["jem"].base_steps
     assert (recipe.w_energy, recipe.w_adversarial, recipe.w_px, recipe.w_clean) == (0.0, 0.0, 1.0, 1.0)
+    sadajem = params.recipe("base-sadajem"), params.recipe("ebjdat-sadajem")
+    assert [found.px_noise for found in sadajem if found is not None] == [0.0, 0.03]
+
+
+def test_a_baseline_may_have_settings_of_its_own_under_a_name_of_its_own() -> None:
+    params = params_with("digits", "training.pgd_at-long", {"epochs": 40, "norm": "none"})
+    long, plain = params.training("pgd_at-long"), params.training("pgd_at")
+    assert (long.epochs, long.norm, long.lr) == (40, "none", plain.lr)
+    assert (plain.epochs, plain.norm) == (10, "batch")
+    run = Run("digits", "pgd_at-long", 0)
+    assert (run.method, run.variant) == ("pgd_at", None)
+    check_model(params, "pgd_at-long")
+    with pytest.raises(UserError, match=r"unknown model 'pgd_at-short' \(did you mean pgd_at-long"):
+        check_model(params, "pgd_at-short")
 
 
 def test_a_variant_like_another_takes_over_its_recipe_and_how_it_trains() -> None:
@@ -99,6 +113,7 @@ def test_a_variant_like_another_takes_over_its_recipe_and_how_it_trains() -> Non
         ("params.yaml", "variants.jem.steps", 7, set()),
         ("params.yaml", "variants.jempp.base_steps", 7, set()),
         ("params.yaml", "variants.jempp.gap", "mean", set()),
+        ("params.yaml", "variants.jempp.base_px_noise", 0.5, set()),
         ("params.yaml", "variants.jempp.label", "other", set()),
         ("params.yaml", "surrogates", ["pgd_at"], {"transfer", "masking"}),
         ("params.yaml", "seeds", [0, 1], set()),
@@ -107,7 +122,9 @@ def test_a_variant_like_another_takes_over_its_recipe_and_how_it_trains() -> Non
         ("digits", "network.width", 2, ALL),
         ("digits", "data.split_seed", 5, ALL),
         ("digits", "data.folder", "/elsewhere", set()),
+        ("digits", "data.stratified", False, ALL),
         ("digits", "training.defaults.bn_parts", 2, ALL),
+        ("digits", "training.defaults.norm", "none", {"transfer", "masking"}),  # its surrogates
         ("digits", "training.ebjdat-jempp.epochs", 3, ALL),
         ("digits", "training.base-jempp.epochs", 3, set()),
         ("digits", "training.trades.epochs", 3, set()),

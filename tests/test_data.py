@@ -85,6 +85,16 @@ def test_the_test_order_of_digits_depends_on_no_other_count() -> None:
     assert np.array_equal(more["x_test"][:90], few["x_test"])
 
 
+def test_stratified_test_images_have_all_classes_equally_often_in_any_first_n() -> None:
+    plain, ordered = split(real_digits(), SETTINGS), split(real_digits(), changed(stratified=True))
+    for n in (10, 25, 40):
+        counts = np.bincount(ordered["y_test"][:n], minlength=10)
+        assert counts.max() - counts.min() <= 1
+    same = [sorted(map(bytes, parts["x_test"].reshape(len(parts["x_test"]), -1))) for parts in (plain, ordered)]
+    assert same[0] == same[1]
+    assert np.array_equal(plain["x_train"], ordered["x_train"])
+
+
 def test_an_official_test_set_stays_apart_from_training_and_is_reordered_once() -> None:
     settings = changed(dataset="cifar10", train=40, validation=15, test=20)
     parts = split(numbered(), settings)

@@ -284,11 +284,17 @@ def test_table_1_has_every_attack_alone_and_their_union(
     standard = {"apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"}
     released = standard - {"apgd-t"}
     expected = {f"standard/{name}" for name in standard} | {f"released/{name}" for name in released}
-    assert set(result.rates) == expected | {f"{p}/{name}" for p in PROTOCOLS for name in ("clean", "union")}
+    expected |= {f"{p}/{name}" for p in PROTOCOLS for name in ("clean", "union")}
+    assert set(result.rates) == expected | {"standard/worst-case", "released/union-with-fab"}
     assert names_are_sound(result)
-    for protocol, attacks in (("standard", standard), ("released", released)):
-        flags = [result.rates[f"{protocol}/{name}"].per_image() for name in attacks]
-        np.testing.assert_array_equal(result.rates[f"{protocol}/union"].per_image(), np.logical_and.reduce(flags))
+    for name, attacks in {
+        "standard/union": standard,
+        "standard/worst-case": set(CASCADE),
+        "released/union": released - {"fab-t"},
+        "released/union-with-fab": released,
+    }.items():
+        flags = [result.rates[f"{name.split('/')[0]}/{attack}"].per_image() for attack in attacks]
+        np.testing.assert_array_equal(result.rates[name].per_image(), np.logical_and.reduce(flags))
     assert accuracy(result, "standard/union") < accuracy(result, "released/union") <= accuracy(result, "released/clean")
     assert result.audits["standard/apgd-ce"]["images"] == N, "both slices are in the audit"
     assert result.values["standard/warnings/zero-gradient"] == 0.0
@@ -300,7 +306,10 @@ def test_apgd_ce_alone_is_read_from_the_cascade_only_where_both_run_the_same(ima
     assert list(standard) == ["cascade", "apgd-dlr", "apgd-t", "fab-t", "square"]
     assert list(released) == ["apgd-ce", "apgd-dlr", "fab-t", "square"]
     assert [(task.first, task.last) for task in standard["cascade"]] == [(0, 20), (20, 30)]
-    last = robustness.plan(make_cases(*images, RADIUS)[0], 20, 21)["last"]
+    first = make_cases(*images, RADIUS)[0]
+    assert list(robustness.plan(first, 20, cascade=False)) == ["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"]
+    assert list(robustness.plan(first, 20, alone=False)) == ["cascade"]
+    last = robustness.plan(first, 20, last_images=21)["last"]
     assert [(task.first, task.attack, task.checkpoint) for task in last] == [
         (0, "cascade-start", "last"),
         (20, "cascade-start", "last"),
@@ -310,6 +319,22 @@ def test_apgd_ce_alone_is_read_from_the_cascade_only_where_both_run_the_same(ima
     )
     other = cases.Case(protocol, *images, RADIUS, 0.0)
     assert list(robustness.plan(other, 20)) == ["cascade", "apgd-ce"]
+
+
+def test_the_cascade_alone_runs_nothing_under_released(
+    short: None, images: tuple[Tensor, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    protocol = cases.PROTOCOLS["standard"]
+    monkeypatch.setitem(cases.PROTOCOLS, "standard", replace(protocol, table1=replace(protocol.table1, cascade=True)))
+    flags = {name: np.ones(N, dtype=bool) for name in CASCADE}
+    audit = Audit(N, RADIUS, 0.0, 0.0, 1.0, 0, 0).plain()
+    monkeypatch.setattr(
+        robustness, "run_jobs", lambda jobs, *_, **__: {job: Outcome(flags["square"], flags, audit, {}) for job in jobs}
+    )
+    result = evaluate_robustness(images, tmp_path, alone=False)
+    names = {"apgd-ce", "apgd-ce-t", "autoattack", "clean"}
+    assert set(result.rates) == {f"standard/{name}" for name in names}
+    assert "released" not in result.settings
 
 
 def outcome(right: list[int], *robust: list[int]) -> Outcome:

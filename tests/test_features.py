@@ -104,6 +104,8 @@ def test_only_float_images_in_the_unit_range_are_rounded(images: Tensor, message
 def test_rounding_keeps_every_8_bit_value_and_repeats_grey() -> None:
     values = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     assert torch.equal(to_uint8(values.float() / 255), values.expand(1, 3, 16, 16))
+    assert to_uint8(torch.full((1, 1, 1, 1), 99.7 / 255)).unique().tolist() == [100]
+    assert to_uint8(torch.full((1, 1, 1, 1), 99.7 / 255), floor=True).unique().tolist() == [99]
 
 
 # Fréchet distance

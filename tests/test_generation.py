@@ -207,6 +207,7 @@ def test_the_twins_are_labelled_with_filter_reference_and_counts(data: Prepared,
     assert (standard["samples"], standard["filter"], standard["reference_images"]) == (80, "none", 500)
     assert released["samples"] == result.values["generation/released-n"] and 90 <= released["samples"] < 100
     assert released["reference_images"] == 750 and "90%" in released["filter"]
+    assert released["levels"] == "floored"
     assert result.settings["features"]["sha256"] == reference.extractor.sha256
     assert "inception" not in " ".join(result.values) and "fid" not in " ".join(result.values)
     assert result.warnings["generation/inception-score"]

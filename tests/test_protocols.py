@@ -31,6 +31,7 @@ def test_table_1_runs_the_attacks_and_steps_of_each_protocol() -> None:
     ]  # fmt: skip
     assert cells["released"] == [("apgd-ce", 20, 0), ("apgd-dlr", 20, 0), ("fab-t", 20, 9), ("square", 5000, 0)]
     assert STANDARD.table1.cascade and not RELEASED.table1.cascade
+    assert (STANDARD.table1.without_effect, RELEASED.table1.without_effect) == ((), ("fab-t",))
 
 
 def test_table_2_takes_ten_steps_of_a_quarter_radius() -> None:
@@ -56,8 +57,8 @@ def test_eot_takes_twenty_steps_of_an_eighth_radius_and_noise_inside_only_under_
     assert [(cell.noise, cell.samples) for cell in RELEASED.eot.cells] == [("plain", 2)]
 
 
-def test_pgd_20_steps_a_quarter_of_the_protocols_own_radius() -> None:
-    assert [(p.pgd.steps, p.pgd.step) for p in PROTOCOLS.values()] == [(20, 0.25), (20, 0.25)]
+def test_pgd_20_steps_a_quarter_of_the_protocols_own_radius_and_an_eighth_under_released() -> None:
+    assert [(p.pgd.steps, p.pgd.step) for p in PROTOCOLS.values()] == [(20, 0.25), (20, 0.125)]
 
 
 def test_a_protocol_cannot_be_changed() -> None:

@@ -14,6 +14,7 @@ from ebjdat.model.energy import EnergyModel
 from ebjdat.model.store import Architecture, model_digest, new_model
 from ebjdat.model.wideresnet import statistics
 from ebjdat.seeds import derive
+from ebjdat.training import selection
 from ebjdat.training.adversary import inner_objective, project, sign_ascent
 from ebjdat.training.augmentation import add_noise, augment
 from ebjdat.training.objective import EBJDAT, Batch, Prepared, energy_gap, energy_term
@@ -286,6 +287,19 @@ def test_a_method_over_a_variant_is_data(method: str, name: str) -> None:
     assert objective.recipe.w_energy == (published.w_energy if method == "ebjdat" else 0.0)
     assert objective.recipe.steps == (published.base_steps if method == "base" else published.steps)
     assert stream_of(setup.run) == f"{'ebjdat' if method == 'control' else method}-{name}"
+
+
+@pytest.mark.parametrize("model", ["pgd_at", "trades", "ebjdat-jempp", "base-jempp"])
+def test_statistics_come_from_the_same_images_for_all_that_train_on_adversarial_ones(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+    monkeypatch.setattr(selection, "_attacked", lambda model, x, *_: 1.0 - x)
+    monkeypatch.setattr(selection, "estimate_statistics", lambda model, x, size: seen.append(x))
+    x, y = torch.rand(20, 1, 4, 4, generator=generator()), torch.zeros(20, dtype=torch.long)
+    selection.renew_statistics(EnergyModel(Quadratic(0.9)), setup_of(PARAMS, model), x, y)
+    both = torch.stack([x[:10], 1.0 - x[10:]], 1).flatten(0, 1)
+    assert torch.equal(seen[0], x if model == "base-jempp" else both)
 
 
 def test_without_projection_the_adversary_reaches_as_far_as_its_steps() -> None:

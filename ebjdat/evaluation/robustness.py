@@ -172,11 +172,13 @@ def _flags(case: Case, found: dict[str, list[Outcome]]) -> dict[str, np.ndarray]
 
 def _unions(case: Case, alone: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Robust images (N,) against several attacks, each run alone; see the module."""
-    every = np.logical_and.reduce(list(alone.values()))
-    if case.protocol.table1.cascade:
-        return {"union": every, "worst-case": np.logical_and.reduce([alone[name] for name in CASCADE])}
-    without = [flags for name, flags in alone.items() if name != "fab-t"]
-    return {"union": np.logical_and.reduce(without), "union-with-fab": every}
+    left_out = case.protocol.table1.without_effect
+    unions = {"union": np.logical_and.reduce([flags for name, flags in alone.items() if name not in left_out])}
+    if left_out:
+        unions["union-with-fab"] = np.logical_and.reduce(list(alone.values()))
+    if alone.keys() >= set(CASCADE):
+        unions["worst-case"] = np.logical_and.reduce([alone[name] for name in CASCADE])
+    return unions
 
 
 def _checkpoints(found: dict[str, list[Outcome]], last_is_best: int) -> dict[str, np.ndarray]:
