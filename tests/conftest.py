@@ -1,13 +1,8 @@
 """Settings of every test; the marker ``faults`` for those that docs/faults.md names."""
 
-import os
 from pathlib import Path
 
 import pytest
-
-# Small tensors gain nothing from threads; see stages/__init__.py for the second line.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(autouse=True)

@@ -12,12 +12,14 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ebjdat import files
+from ebjdat.evaluation import cases
 from ebjdat.protocols import REVISIONS
 from ebjdat.record import read_record
 from ebjdat.run import Run
@@ -26,6 +28,8 @@ from tests import tiny
 PINNED = Path(__file__).with_name("golden.json")
 SURROGATE = Run("digits", "pgd_at", 0)
 MODELS = (Run("digits", "ebjdat-jempp", 0), SURROGATE)
+STEPS = {"square": 300, "fab-t": 10, "apgd-t": 10}
+"""Of AutoAttack, for time; tests/test_protocols.py pins the real ones."""
 STAGES = ("clean", "autoattack", "craft", "transfer", "sweep", "eot", "generate")
 TOLERANCE = {"count": 3, "relative": 0.05, "absolute": 0.02}
 """Another CPU rounds otherwise: a few images of a rate, a twentieth of a value. A change of the method moves more."""
@@ -33,6 +37,8 @@ TOLERANCE = {"count": 3, "relative": 0.05, "absolute": 0.02}
 
 def made(folder: Path) -> dict[str, dict[str, float]]:
     """Numbers by stage of a run made afresh in ``folder``, which is the current one."""
+    before = dict(cases.PROTOCOLS)
+    shorten()
     params = tiny.write_params(folder, surrogates=[SURROGATE.model])
     tiny.prepare(params)
     tiny.train(params, *(run.model for run in MODELS))
@@ -50,6 +56,7 @@ def made(folder: Path) -> dict[str, dict[str, float]]:
         else:
             record = read_record(run.record(stage))
             found[stage] = {name: rate["correct"] for name, rate in record["rates"].items()} | record["values"]
+    cases.PROTOCOLS.update(before)
     return found
 
 
@@ -70,6 +77,13 @@ def numbers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict
             patch.delenv(name, raising=False)
         patch.setenv("EBJDAT_CORES", "1")
         yield made(folder)
+
+
+def shorten() -> None:
+    """Fewer steps of AutoAttack."""
+    for name, protocol in cases.PROTOCOLS.items():
+        alone = tuple(replace(cell, steps=STEPS.get(cell.attack, cell.steps)) for cell in protocol.table1.alone)
+        cases.PROTOCOLS[name] = replace(protocol, table1=replace(protocol.table1, alone=alone))
 
 
 @pytest.mark.parametrize("stage", ["train", *STAGES])
