@@ -95,12 +95,11 @@ def test_the_frame_from_mlflow_equals_the_frame_from_record_files() -> None:
 
 def test_a_number_comes_from_mlflow_where_the_store_has_the_record() -> None:
     known = records()
-    results = of(known)
     found = pd.DataFrame(
         [{"tags.record.clean": tracking.digest_of(pick(known, "clean")), "metrics.clean/standard/clean": 0.25}]
     )
     with pytest.warns(UserWarning, match="lacks 25 of 26 records"):
-        frame_ = frame.frame_from_store(found, results.records)
+        frame_ = frame.frame_from_store(found, known)
     assert frame_.loc[(OURS, 0), "clean/standard/clean"] == 0.25
     assert frame_.loc[("trades", 0), "clean/standard/clean"] > 0.9
 
@@ -136,6 +135,24 @@ def test_an_outdated_record_is_left_out_and_counted_and_never_shown(change: str)
     row = texts(extended.table3(results, STANDARD))["Ours (EB-JDAT-JEM++)"]
     assert {text for head, text in row.items() if head.startswith("APGD")} == {"outdated"}
     assert row["EOT-PGD: distortion bound: 16/255"].endswith("]"), "its other stages stay"
+
+
+def test_of_a_record_older_than_a_protocol_the_cells_of_the_other_one_stay() -> None:
+    known = records()
+    for record in known:
+        del record["revisions"]["released"]
+    results = of(known)
+    assert not results.outdated
+    for protocol, outdated in ((STANDARD, False), (RELEASED, True)):
+        for table in (extended.table1(results, protocol), extended.tradeoff(results, protocol)):
+            row = next(row for name, row in texts(table).items() if "EB-JDAT-JEM++" in name)
+            assert {text == "outdated" for text in row.values()} == {outdated}
+    assert not [name for name in texts(extended.masking(results)) if "released" in name]
+    assert results.rate(OURS, 0, "clean", "released/clean") is None
+    with pytest.warns(UserWarning, match="lacks 25 of 26"):
+        digest = tracking.digest_of(pick(known, "clean"))
+        found = pd.DataFrame([{"tags.record.clean": digest, "metrics.clean/released/clean": 0.25}])
+        assert "clean/released/clean" not in frame.frame_from_store(found, known)
 
 
 def test_a_cell_without_a_number_says_why() -> None:
@@ -295,7 +312,11 @@ def test_further_attacks_stand_to_the_right_of_the_papers() -> None:
     first = [head for _, head in extended.table1(results, STANDARD).body.columns]
     assert first[:4] == ["APGD-CE", "APGD-DLR", "FAB", "SQUARE"]
     assert first[4:] == ["APGD-T", "union", "AutoAttack cascade", "clean"]
-    assert [head for _, head in extended.table1(results, RELEASED).body.columns][4:] == ["union", "clean"]
+    assert [head for _, head in extended.table1(results, RELEASED).body.columns][4:] == [
+        "union without FAB",
+        "union with FAB",
+        "clean",
+    ]
     second = extended.table2(results, RELEASED).body
     assert [head for _, head in second.columns][4:] == ["PGD-AT", "Undefended", "all of them"]
     assert list(second.index)[:3] == ["TRADES", "Ours (EB-JDAT-JEM++)", "PGD-AT (the surrogate)"]

@@ -79,7 +79,10 @@ def table1(results: Results, protocol: Protocol) -> Table:
     stage, steps = f"autoattack/{protocol.name}", {cell.attack: cell.steps for cell in protocol.table1.alone}
     columns: dict[Column, str] = {("", name): f"{stage}/{key}" for key, name in ATTACKS.items()}
     more = {"apgd-t": "APGD-T"} if "apgd-t" in steps else {}
-    more |= {"union": "union"} | ({"autoattack": "AutoAttack cascade"} if protocol.table1.cascade else {})
+    if protocol.table1.cascade:
+        more |= {"union": "union", "autoattack": "AutoAttack cascade"}
+    else:
+        more |= {"union": "union without FAB", "union-with-fab": "union with FAB"}
     more |= {"clean": "clean"}
     columns |= {("extension", name): f"{stage}/{key}" for key, name in more.items()}
     models = _ours_and_others(results, f"{stage}/apgd-ce")
@@ -198,7 +201,7 @@ def initialisation(results: Results) -> Table:
 def tradeoff(results: Results, protocol: Protocol) -> Table:
     """Section 3: robustness, accuracy and generation over all models of the profile."""
     p, distance = protocol.name, distances(results)[0]
-    overall, name = ("autoattack", "AutoAttack") if protocol.table1.cascade else ("union", "union of attacks")
+    overall, name = ("autoattack", "AutoAttack") if protocol.table1.cascade else ("union", "union without FAB")
     twin = "released-" if p == "released" else ""
     columns: dict[Column, str] = {
         ("robustness (%)", "PGD-20"): f"clean/{p}/pgd-20",

@@ -18,7 +18,7 @@ import pandas as pd
 from ebjdat import tracking
 from ebjdat.config import Params, Setup, resolve
 from ebjdat.errors import UserError
-from ebjdat.record import Record, outdated, read_records, run_of
+from ebjdat.record import Record, current_part, outdated, read_records, run_of, superseded
 from ebjdat.run import Run
 from ebjdat.statistics import Rate
 
@@ -77,6 +77,9 @@ class Results:
     def missing(self, model: str, metric: str) -> str:
         """Why a cell has no number: ``not run``, ``outdated``, or ``n/a`` where its record lacks the metric."""
         stage = metric.partition("/")[0]
+        found = [record for (one, _, other), record in self.records.items() if (one, other) == (model, stage)]
+        if any(superseded(record, metric) for record in found):
+            return "outdated"
         for known, reason in ((self.records, "n/a"), (self.outdated, "outdated")):
             if any((model, stage) == (one, other) for one, _, other in known):
                 return reason
@@ -125,7 +128,8 @@ def load(params: Params, root: Path = Path(), *, store: bool = True, pictures: P
         return results
     try:
         tracking.log_records(params.profile, found, pictures)
-        frame = frame_from_store(tracking.search(params.profile), results.records)
+        known = [record for record in found if (record["model"], record["seed"], record["stage"]) in results.records]
+        frame = frame_from_store(tracking.search(params.profile), known)
     except tracking.TrackingError as error:
         tracking.warn(error, "records")
         return results
@@ -147,7 +151,7 @@ def from_records(params: Params, found: Iterable[Record]) -> Results:
         if reason:
             older[key] = reason
         else:
-            current[key] = record
+            current[key] = current_part(record)
     return Results(params, frame_from_records(current.values()), current, older)
 
 
@@ -163,8 +167,8 @@ def frame_from_records(records: Iterable[Record]) -> pd.DataFrame:
     return _frame((record, tracking.metrics_of(record)) for record in records)
 
 
-def frame_from_store(found: pd.DataFrame, records: Mapping[Key, Record]) -> pd.DataFrame:
-    """The frame, from what MLflow knows of these records.
+def frame_from_store(found: pd.DataFrame, records: Collection[Record]) -> pd.DataFrame:
+    """The frame, from what MLflow knows of these records, as they were written.
 
     Args:
         found: of :func:`ebjdat.tracking.search`; a run's tag ``record.<stage>`` says whose numbers it has.
@@ -173,7 +177,8 @@ def frame_from_store(found: pd.DataFrame, records: Mapping[Key, Record]) -> pd.D
     tags = [name for name in found if name.startswith("tags.record.")]
     logged = {(tag, run[tag]): run for run in runs for tag in tags}
     rows, lacking = [], 0
-    for (_, _, stage), record in records.items():
+    for record in records:
+        stage = record["stage"]
         run = logged.get((f"tags.record.{stage}", tracking.digest_of(record)))
         lacking += run is None
         rows.append((record, tracking.metrics_of(record) if run is None else _stage_metrics(run, stage)))
@@ -191,7 +196,8 @@ def _stage_metrics(run: Mapping[Hashable, Any], stage: str) -> dict[str, float]:
 def _frame(rows: Iterable[tuple[Record, Mapping[str, float]]]) -> pd.DataFrame:
     by_run: dict[Run, dict[str, float]] = {}
     for record, metrics in rows:
-        by_run.setdefault(run_of(record), {}).update(metrics)
+        shown = {name: value for name, value in metrics.items() if not superseded(record, name)}
+        by_run.setdefault(run_of(record), {}).update(shown)
     runs = sorted(by_run)
     index = pd.MultiIndex.from_tuples([(run.model, run.seed) for run in runs], names=["model", "seed"])
     about = {"profile": [run.profile for run in runs], "method": [run.method for run in runs]}
