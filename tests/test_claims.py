@@ -9,7 +9,6 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from ebjdat import files
 from ebjdat.config import Network, Params
 from ebjdat.protocols import PROTOCOLS
 from ebjdat.results import claims, frame, published
@@ -202,14 +201,10 @@ def test_no_published_number_stands_in_the_code() -> None:
         assert not [number for number in distinctive if number in text], path
 
 
-def test_the_page_matches_the_records_until_it_is_edited_and_a_smoke_run_is_not_on_it(workspace: Path) -> None:
+def test_a_smoke_run_is_not_on_the_page(workspace: Path) -> None:
     for name in ("params.yaml", "params"):
         (workspace / name).symlink_to(ROOT / name)
     for profile in ("digits", "cifar10-cpu", "cifar10-smoke"):
         write_records(setup_of(params_of_repository(profile), OURS))
     claims.write_claims(frame.load(PARAMS, store=False))
-    assert not claims.claims_are_edited(PARAMS)
-    page = claims.PAGE.read_text()
-    assert "Profiles with records: digits, cifar10-cpu." in page
-    files.write_text(claims.PAGE, page.replace("not comparable", "reproduced", 1))
-    assert claims.claims_are_edited(PARAMS)
+    assert "Profiles with records: digits, cifar10-cpu." in claims.PAGE.read_text()

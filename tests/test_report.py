@@ -16,7 +16,7 @@ import pytest
 from ebjdat import files
 from ebjdat.errors import UserError
 from ebjdat.record import times_path
-from ebjdat.results import figures, frame, page, plots, tables
+from ebjdat.results import figures, findings, frame, page, plots, tables
 from ebjdat.results.frame import Results
 from ebjdat.run import Run
 from tests.synthetic import ROOT, clean_environment, params_of_repository, setup_of, write_records
@@ -151,7 +151,7 @@ def test_a_page_shows_everything_that_there_is(results: Results, full: str) -> N
     assert all(picture.address in full and picture.caption in words for picture in pictures.values())
     for record in results.records.values():
         assert record["weights"] in words
-    assert "above the plain variant" in words, "what was found stands in the first lines"
+    assert "minus the plain variant +" in words, "what was found stands in the first lines"
     assert "1.5" in words, "minutes of training"
     assert "cnn" in words, "a model from elsewhere stands beside ours"
 
@@ -178,7 +178,7 @@ def test_failed_masking_indicators_come_first(results: Results) -> None:
     failed = {name: audit | {"passed": False} for name, audit in record["audits"].items()}
     broken = {**results.records, (PARAMS.model, 0, "masking"): record | {"audits": failed}}
     line = page.masking_line(Results(PARAMS, results.frame, broken, {}))
-    assert f"EB-JDAT-JEM++, seed 0: {next(iter(failed))}" in line
+    assert f"EB-JDAT-JEM++ (code form), seed 0: {next(iter(failed))}" in line
 
 
 def test_hostile_text_stays_text(results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,15 +230,14 @@ def test_figures_of_all_models_have_equal_bytes_in_another_process(results: Resu
     subprocess.run([sys.executable, "-c", program], check=True, env={"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"})
     assert {path: path.read_bytes() for path in written} == written
     words = b"".join(written.values()).decode()
-    assert all(name in words for name in ("EB-JDAT-JEM++", "PGD-AT", "cnn")) and "mathdefault" not in words
+    assert all(name in words for name in ("EB-JDAT-JEM++ (code form)", "PGD-AT", "cnn")) and "mathdefault" not in words
 
 
 def test_the_difference_figure_says_the_numbers_of_the_findings(results: Results) -> None:
-    found = figures.differences(results)
-    ours = found[PARAMS.model, "AutoAttack", "base"]
+    found = findings.findings(results)[findings.Question(PARAMS.model, "AutoAttack", "base")]
     picture = figures.differences_picture(results)
-    assert ours.low > 0 and picture is not None and f"AutoAttack, minus the plain variant: {ours}" in picture.alt
-    assert (PARAMS.model, "AutoAttack", "control") not in found, "no numbers, no point"
+    assert picture is not None and f"AutoAttack, minus the plain variant: {found}" in picture.alt
+    assert "its control" not in picture.alt, "no numbers, no point"
 
 
 def test_plots_have_the_numbers_of_the_current_model(results: Results) -> None:

@@ -10,8 +10,7 @@ import pandas as pd
 
 from ebjdat.protocols import Protocol, as_fraction
 from ebjdat.results.frame import Results
-from ebjdat.results.statistics import seed_interval
-from ebjdat.run import Run
+from ebjdat.results.names import generates
 from ebjdat.statistics import spread, wilson
 
 LONGEST_CAPTION = 240
@@ -129,8 +128,7 @@ def value(results: Results, model: str, metric: str) -> str:
 
 def either(results: Results, model: str, metric: str) -> str:
     """An accuracy or a plain number; nothing where a model that does not generate is asked for samples."""
-    generates = Run(results.profile, model, 0).variant is not None or not results.values(model, metric).empty
-    if metric.startswith("generate/") and not generates:
+    if metric.startswith("generate/") and not generates(model) and results.values(model, metric).empty:
         return ""
     return (percent if results.images(model, metric) else value)(results, model, metric)
 
@@ -138,14 +136,6 @@ def either(results: Results, model: str, metric: str) -> str:
 def per_seed(results: Results, first: str, second: str, metric: str) -> list[float]:
     """First minus second for every seed that both models have."""
     return list((results.values(first, metric) - results.values(second, metric)).dropna())
-
-
-def interval_text(differences: Sequence[float]) -> str:
-    """95 % t interval over seeds of plain differences; empty for one seed."""
-    if len(differences) < 2:
-        return ""
-    low, high = seed_interval(differences)
-    return f"[{low:+.2f}, {high:+.2f}]"
 
 
 _STAGES = {

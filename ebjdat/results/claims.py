@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from ebjdat import files
-from ebjdat.config import Params, load_params
+from ebjdat.config import load_params
 from ebjdat.protocols import PROTOCOLS, as_fraction
 from ebjdat.results import frame, published
 from ebjdat.results.cells import percent, value
@@ -209,9 +209,3 @@ def write_claims(current: Results) -> Path:
     """Write ``results/claims.md``; returns its path."""
     files.write_text(PAGE, page(collect(current)))
     return PAGE
-
-
-def claims_are_edited(params: Params) -> bool:
-    """Whether the page differs from what the record files give."""
-    wanted = page(collect(frame.load(params, store=False)))
-    return not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != wanted

@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from statistics import mean
 from typing import Any
 
 from ebjdat.evaluation.masking import VERDICTS
 from ebjdat.protocols import PROTOCOLS, STANDARD, AutoAttackCell, Protocol, as_fraction
-from ebjdat.results import cells, names, statistics
+from ebjdat.results import cells, names
 from ebjdat.results.cells import Column, Table
 from ebjdat.results.frame import Results
-from ebjdat.results.statistics import Difference
 from ebjdat.run import BASELINES
-from ebjdat.statistics import paired, spread
 
 Columns = Mapping[Column, str]
 """Metric ``<stage>/<metric>`` by heading."""
@@ -53,9 +49,8 @@ def _named(results: Results, models: Iterable[str]) -> dict[str, str]:
 
 
 def _ours_and_others(results: Results, metric: str, first: Mapping[str, str] = {}) -> dict[str, str]:
-    """The current model, then every other model that has the metric; ``first`` replaces the start."""
-    ours = results.params.model
-    rows = dict(first) or {f"Ours ({names.display_name(results.params, ours)})": ours}
+    """The selected model, then every other model that has the metric; ``first`` replaces the start."""
+    rows = dict(first) or _named(results, [results.params.model])
     others = {name: model for name, model in _with_numbers(results, metric).items() if model not in rows.values()}
     return rows | others
 
@@ -102,8 +97,7 @@ def table2(results: Results, protocol: Protocol) -> Table:
     for surrogate in results.params.surrogates:
         columns[worst, names.display_name(results.params, surrogate)] = f"transfer/{p}/transfer/{surrogate}/worst"
     columns[worst, "all of them"] = f"transfer/{p}/transfer/worst"
-    ours = f"Ours ({names.display_name(results.params, results.params.model)})"
-    first = {"TRADES": "trades", ours: results.params.model, "PGD-AT (the surrogate)": "pgd_at"}
+    first = _named(results, ["trades", results.params.model]) | {"PGD-AT (the surrogate)": "pgd_at"}
     models = _ours_and_others(results, next(iter(columns.values())), first)
     title, extra = "Table 2: robustness under transfer attacks", "Robust accuracy (%); N: neighbours of VMI and VNI."
     table = _under(results, protocol, "table2", title, models, columns, extra)
@@ -124,16 +118,12 @@ def table3_columns(protocol: Protocol, nominal: float) -> dict[Column, str]:
 
 
 def table3(results: Results, protocol: Protocol) -> Table:
-    """Robustness under APGD-CE over radius and iterations, and under EOT-PGD over radius."""
-    columns = table3_columns(protocol, results.params.current.evaluation.radius)
-    models = _ours_and_others(results, next(iter(columns.values())))
-    title, extra = "Table 3: robustness over distortion, iterations and EOT", "Robust accuracy (%); pixel units."
-    return _under(results, protocol, "table3", title, models, columns, extra)
+    """Robustness under APGD-CE over radius and iterations, and under EOT-PGD over radius.
 
-
-def table3_extension(results: Results, protocol: Protocol) -> Table | None:
-    """What this protocol adds to Table 3: more iterations, and noise inside the model; None if nothing."""
-    p, nominal, columns = protocol.name, results.params.current.evaluation.radius, dict[Column, str]()
+    To the right what the protocol adds to the paper's cells: more iterations, and noise inside the model.
+    """
+    p, nominal = protocol.name, results.params.current.evaluation.radius
+    columns = table3_columns(protocol, nominal)
     for steps in protocol.sweep.radii_steps[1:]:
         metric = f"sweep/{p}/apgd-ce/radius-{{radius}}/steps-{steps}"
         columns |= over_radii(protocol, nominal, f"APGD-CE, {steps} iterations", metric)
@@ -141,11 +131,9 @@ def table3_extension(results: Results, protocol: Protocol) -> Table | None:
         if (cell.noise, cell.samples) != ("plain", 2):
             metric = f"eot/{p}/eot-pgd/{cell.noise}/samples-{cell.samples}/radius-{{radius}}"
             columns |= over_radii(protocol, nominal, f"EOT-PGD, {cell.noise}, {cell.samples} samples", metric)
-    if not columns:
-        return None
     models = _ours_and_others(results, next(iter(columns.values())))
-    title, extra = "Table 3, extension: longer attacks and randomness inside the model", "Robust accuracy (%)."
-    return _under(results, protocol, "table3-extension", title, models, columns, extra)
+    title, extra = "Table 3: robustness over distortion, iterations and EOT", "Robust accuracy (%); pixel units."
+    return _under(results, protocol, "table3", title, models, columns, extra)
 
 
 def distances(results: Results) -> tuple[str, str]:
@@ -233,65 +221,13 @@ def energies(results: Results) -> Table:
     columns: dict[Column, str] = {
         ("mean E(x), nats", name): f"clean/energy/{kind}/mean" for kind, name in names.ENERGIES.items()
     }
+    columns["", "d' of adversarial"] = "clean/energy/standardised-gap"
     for kind in ("adversarial", "generated", "generated-fresh"):
         columns["gap to clean", names.ENERGIES[kind]] = f"clean/energy/gap-{kind}"
     for kind in ("adversarial", "generated", "generated-fresh", "all", "all-fresh"):
         columns["overlap", names.ENERGIES.get(kind, kind.replace("-", ", "))] = f"clean/energy/overlap-{kind}"
     models = _with_numbers(results, "clean/energy/clean/mean")
     return cells.pivot(results, "energies", "Energies of clean, adversarial and generated images", models, columns)
-
-
-def overlap_metric(other: str, fresh: bool = False) -> str:
-    """The overlap of energies by which EB-JDAT is compared with another model; a baseline generates nothing.
-
-    Args:
-        fresh: generated images are those of fresh chains, not of the replay buffer.
-    """
-    kind = "adversarial" if other in BASELINES else "all-fresh" if fresh else "all"
-    return f"clean/energy/overlap-{kind}"
-
-
-def _direction(results: Results, ours: str, other: str, metric: str) -> str:
-    """Whose number is larger, in words."""
-    if results.values(ours, metric).empty or results.values(other, metric).empty:
-        return "not known"
-    found = cells.per_seed(results, ours, other, metric)
-    if not found:
-        return "no common seed"
-    if len(found) == 1:
-        return f"{'more' if found[0] > 0 else 'less' if found[0] < 0 else 'equal'} (one seed)"
-    return {"yes": "more", "no": "less", "open": "not told apart"}[statistics.seed_verdict(found)]
-
-
-def alignment(results: Results) -> Table:
-    """The central claim as a verdict: does EB-JDAT align the energies more than each other model does?"""
-    rows = {}
-    for variant in names.variants(results):
-        ours = f"ebjdat-{variant}"
-        twice = [(method, fresh) for method in ("base", "control") for fresh in (False, True)]
-        for method, fresh in (*twice, ("pgd_at", False), ("trades", False)):
-            other = names.rival(ours, method)
-            metric = overlap_metric(other, fresh)
-            texts = _side_by_side(results, ours, other, metric)
-            name = metric.removeprefix("clean/energy/")
-            rows[f"{_versus(results, ours, other)} ({name})"] = [*texts, _direction(results, ours, other, metric)]
-    metrics = [overlap_metric("base"), overlap_metric("base", True), overlap_metric("pgd_at")]
-    text = cells.caption(results, [f"ebjdat-{variant}" for variant in names.variants(results)], metrics)
-    body = cells.grid("Models (overlap of)", ["first", "second", "first aligns"], rows)
-    return Table("alignment", "Alignment of the energies: EB-JDAT against the others", text, body)
-
-
-def _versus(results: Results, first: str, second: str) -> str:
-    return f"{names.display_name(results.params, first)} vs. {names.display_name(results.params, second)}"
-
-
-def _side_by_side(results: Results, first: str, second: str, metric: str) -> list[str]:
-    """A plain number of two models, over the seeds that both have where there are any."""
-    both = [results.values(model, metric) for model in (first, second)]
-    common = both[0].index.intersection(both[1].index)
-    if len(common):
-        return [cells.value_text(values[common]) for values in both]
-    return [cells.value(results, model, metric) for model in (first, second)]
 
 
 def calibration(results: Results) -> Table:
@@ -319,52 +255,6 @@ def checkpoints(results: Results) -> Table:
     models = _with_numbers(results, "clean/standard/clean-last")
     title, extra = "Best and last checkpoint", "Accuracy (%)."
     return cells.pivot(results, "checkpoints", title, models, columns, protocol=STANDARD, extra=extra)
-
-
-def paired_table(results: Results, name: str, metric: str) -> Table:
-    """All pairs of models on the same images: difference, its interval, McNemar's exact p-value; first seed."""
-    stage, _, key = metric.partition("/")
-    seed = results.params.seeds[0]
-    known = [(model, results.rate(model, seed, stage, key)) for model in names.all_models(results)]
-    rates = [(model, rate) for model, rate in known if rate is not None]
-    rows = {}
-    for place, (first, a) in enumerate(rates):
-        for second, b in rates[place + 1 :]:
-            pair = paired(a, b)
-            difference = f"{100 * pair.difference:+.1f} {statistics.points(*pair.interval())}"
-            texts = [str(pair.n), difference, str(pair.only_first), str(pair.only_second), f"{pair.p_value():.2g}"]
-            rows[_versus(results, first, second)] = texts
-    text = f"{cells.about(results, STANDARD)}; seed {seed}. p: McNemar's, not adjusted for {len(rows)} comparisons."
-    body = cells.grid("Models", ["n", "difference (points)", "only first", "only second", "p"], rows)
-    return Table(f"paired-{key.split('/')[-1]}", f"Paired comparison: {name}", text, body)
-
-
-def seeds_table(results: Results) -> Table:
-    """Differences under AutoAttack, protocol ``standard``: per seed, and their mean."""
-    rows, used = {}, set[int]()
-    for variant in names.variants(results):
-        ours = f"ebjdat-{variant}"
-        for method in ("base", "control", "pgd_at", "trades"):
-            other = names.rival(ours, method)
-            by_seed = results.pairs(ours, other, names.COMPARED["AutoAttack"])
-            if not by_seed:
-                continue
-            found = list(by_seed.values())
-            each, total = [100 * paired(*pair).difference for pair in found], Difference.of(found)
-            over = spread(each)
-            rows[_versus(results, ours, other)] = [
-                ", ".join(map(str, by_seed)),
-                ", ".join(f"{one:+.1f}" for one in each),
-                f"{over.mean:+.1f}" + (f" ±{over.deviation:.1f}" if over.seeds > 1 else ""),
-                statistics.points(*statistics.mean_interval(found)),
-                statistics.points(*statistics.joint_interval(found)),
-                f"{statistics.sign_flip_p(found):.2g}",
-                str(total.n),
-            ]
-            used |= set(by_seed)
-    heads = ["seeds", "difference per seed (points)", "mean", "95 %: images", "95 %: images and seeds", "p", "n"]
-    text = f"{cells.about(results, STANDARD)}; AutoAttack; {cells.seeds_text(used)}. p: exact, by sign flips of images."
-    return Table("seeds", "AutoAttack over seeds, paired", text, cells.grid("Models", heads, rows))
 
 
 _MASKING_WORDS = {"shown": "pass", "not rejected": "not rejected", "failed": "FAIL"}
@@ -401,117 +291,45 @@ def _numbers(found: Mapping[str, Any]) -> str:
     return "; ".join(f"{name}: {text}" for name, text in shown)
 
 
-def readings(results: Results) -> Table:
-    """Robustness, accuracy, energy gap and generation of each reading of the current variant."""
-    params, distance = results.params, distances(results)[0]
-    base = names.reading_of(params, params.variant) or params.variant
-    same = [name for name in params.variants if base in (name, names.reading_of(params, name))]
-    control, plain = f"control-{base}", f"base-{base}"
+def studies(results: Results) -> list[Table]:
+    """The tables of studies.yaml: models side by side that differ in one thing."""
+    distance, run = distances(results)[0], names.with_records(results)
     columns: dict[Column, str] = {
         ("", "clean"): "clean/standard/clean",
         ("", "PGD-20"): "clean/standard/pgd-20",
-        ("", "E(x_adv) - E(x)"): "clean/energy/gap-adversarial",
-        ("overlap", "clean and adversarial"): "clean/energy/overlap-adversarial",
-        ("overlap", "all"): "clean/energy/overlap-all",
-        ("overlap", "all, fresh chains"): "clean/energy/overlap-all-fresh",
-        (distance, "start"): f"generate/generation/start-{distance}",
-        (distance, "samples"): f"generate/generation/{distance}",
-        (distance, "buffer"): f"generate/generation/buffer-{distance}",
+        ("", "APGD-CE"): "autoattack/standard/apgd-ce",
+        ("", "APGD-T"): "autoattack/standard/apgd-t",
+        ("", "AutoAttack"): "autoattack/standard/autoattack",
+        ("", "E(x_adv) - E(x), nats"): "clean/energy/gap-adversarial",
+        ("", "d'"): "clean/energy/standardised-gap",
+        ("", distance): f"generate/generation/{distance}",
     }
-    models = {_reading(results, name): f"ebjdat-{name}" for name in same}
-    models = {name: model for name, model in sorted(models.items()) if len(results.values(model, columns["", "clean"]))}
-    models["control: no energy term"] = control
-    models[f"{names.display_name(params, plain)}: no adversarial images"] = plain
-    title = f"Readings of the adversarial term, {names.display_name(params, f'ebjdat-{base}')}"
-    extra = "E(x_adv) - E(x): nats; minus the control's: mean and 95 % interval over seeds."
-    table = cells.pivot(results, "readings", title, models, columns, protocol=STANDARD, extra=extra)
-    changes = [cells.per_seed(results, model, control, columns["", "E(x_adv) - E(x)"]) for model in models.values()]
-    shown = [
-        "" if model == control or not change else f"{mean(change):+.2f} {cells.interval_text(change)}".strip()
-        for model, change in zip(models.values(), changes, strict=True)
-    ]
-    table.body.insert(3, ("", "minus the control's"), shown)
-    return table
-
-
-def _reading(results: Results, variant: str) -> str:
-    recipe = results.params.variants[variant]
-    if not recipe.w_adversarial and not recipe.w_energy:
-        return "no reading, w2 = 0"
-    gap = f", {recipe.gap.replace('_', ' ')}" if recipe.reading == "energy" else ""
-    return f"{recipe.reading.replace('_', ' ')}, w2 = {recipe.w_energy:g}{gap}"
-
-
-def findings(results: Results) -> Table:
-    """The paper's questions as rows, the EB-JDAT variants that have numbers as columns."""
-    models, distance = names.ours_with_numbers(results), distances(results)[0]
-    answers: dict[str, Callable[[str], str]] = {}
-    for what in ("AutoAttack", "PGD-20", "clean accuracy"):
-        for method, name in names.RIVALS.items():
-            answers[f"{what}: above {name}"] = partial(_above, results, method, names.COMPARED[what])
-    for images, fresh in (("buffer", False), ("fresh chains", True)):
-        for method in ("base", "control"):
-            question = f"energies: aligned more than in {names.RIVALS[method]} ({images})"
-            answers[question] = partial(_larger, results, method, overlap_metric(method, fresh))
-    question = "energies: aligned more than in PGD-AT (clean and adversarial)"
-    answers[question] = partial(_larger, results, "pgd_at", overlap_metric("pgd_at"))
-    for method, name in names.RIVALS.items():
-        question = f"energies: E(x_adv) - E(x) larger than in {name}"
-        answers[question] = partial(_larger, results, method, "clean/energy/gap-adversarial")
-    answers["samples: nearer to the data than the chains' start"] = partial(_nearer, results, distance)
-    rows = {question: [answer(model) for model in models] for question, answer in answers.items()} if models else {}
-    text = (
-        f"{cells.about(results, STANDARD)}. Verdict; difference, or ours and theirs; 95 % interval: docs/statistics.md."
-    )
-    if not models:
-        text = f"No EB-JDAT model has numbers in profile {results.profile}."
-    heads = [names.display_name(results.params, model) for model in models] or ["none"]
-    return Table("findings", f"What was found on {results.profile}", text, cells.grid("Is it so?", heads, rows))
-
-
-def _above(results: Results, method: str, metric: str, ours: str) -> str:
-    other = names.rival(ours, method)
-    found = list(results.pairs(ours, other, metric).values())
-    if not found:
-        return _no_pair(results, ours, other, metric)
-    difference = Difference.of(found)
-    return f"{difference.verdict} {difference}"
-
-
-def _larger(results: Results, method: str, metric: str, ours: str) -> str:
-    other = names.rival(ours, method)
-    found = cells.per_seed(results, ours, other, metric)
-    if not found:
-        return _no_pair(results, ours, other, metric)
-    means = ", ".join(text.split(" ±")[0] for text in _side_by_side(results, ours, other, metric))
-    return " ".join(
-        filter(
-            None,
-            [
-                statistics.seed_verdict(found),
-                means,
-                cells.interval_text(found),
-                f"({statistics.count_seeds(len(found))})",
-            ],
+    found = []
+    for label, one in names.studies()["tables"].items():
+        models = [model for model in one["models"] if model in run]
+        if 2 * len(models) <= len(one["models"]):
+            continue
+        shown = {
+            head: metric for head, metric in columns.items() if any(len(results.values(m, metric)) for m in models)
+        }
+        extra = "Accuracies in %; mean ± deviation (seeds)."
+        rows = _named(results, models)
+        table = cells.pivot(
+            results, label, one["title"], rows, shown, protocol=STANDARD, extra=extra, show=_no_interval
         )
-    )
+        table.body.insert(0, ("", "w1, w2, w3"), [_weights(results, model) for model in models])
+        table.body.insert(1, ("", "epochs"), [str(results.params.training(model).epochs) for model in models])
+        found.append(table)
+    return found
 
 
-def _no_pair(results: Results, ours: str, other: str, metric: str) -> str:
-    """Why two models cannot be compared."""
-    empty = [model for model in (ours, other) if results.values(model, metric).empty]
-    return results.missing(empty[0], metric) if empty else "no common seed"
+def _no_interval(results: Results, model: str, metric: str) -> str:
+    return cells.either(results, model, metric).split(" [")[0]
 
 
-def _nearer(results: Results, distance: str, ours: str) -> str:
-    samples, start = (results.values(ours, f"generate/generation/{kind}{distance}") for kind in ("", "start-"))
-    if samples.empty or start.empty:
-        return results.missing(ours, f"generate/generation/{distance if samples.empty else f'start-{distance}'}")
-    common = samples.index.intersection(start.index)
-    if not len(common):
-        return "no common seed"
-    lower = int((samples[common] < start[common]).sum())
-    return f"in {lower} of {len(common)} {samples[common].mean():.2f}, {start[common].mean():.2f}"
+def _weights(results: Results, model: str) -> str:
+    recipe = results.params.recipe(model)
+    return f"{recipe.w_px:g}, {recipe.w_energy:g}, {recipe.w_adversarial:g}" if recipe else ""
 
 
 def readme(results: Results) -> Table:
@@ -523,7 +341,8 @@ def readme(results: Results) -> Table:
         ("", "AutoAttack"): "autoattack/standard/autoattack",
         ("", "FID" if distance == "fid" else "Fréchet distance"): f"generate/generation/{distance}",
     }
-    models = [*(f"{method}-{variant}" for method in ("ebjdat", "base", "control")), *BASELINES]
+    equations = {f"ebjdat-{variant}_energy"} & names.with_records(results)
+    models = [f"ebjdat-{variant}", *equations, f"base-{variant}", f"control-{variant}", *BASELINES]
     extra = "± over seeds; accuracies in %; distance: lower is better."
     named = _named(results, models)
     title = "In four numbers"

@@ -7,6 +7,7 @@ parameters or revisions than today's are left out and counted. Per-image flags a
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
@@ -193,6 +194,16 @@ def _stage_metrics(run: Mapping[Hashable, Any], stage: str) -> dict[str, float]:
     return {name.removeprefix("metrics."): float(value) for name, value in metrics.items() if value == value}
 
 
+def _standardised(metrics: Mapping[str, float]) -> dict[str, float]:
+    """d': the gap of the mean energies over their pooled standard deviation, where a run has both."""
+    gap, *deviations = (
+        metrics.get(f"clean/energy/{name}") for name in ("gap-adversarial", "clean/std", "adversarial/std")
+    )
+    if gap is None or None in deviations or not any(deviations):
+        return {}
+    return {"clean/energy/standardised-gap": gap / math.sqrt(sum(one**2 for one in deviations if one) / 2)}
+
+
 def _frame(rows: Iterable[tuple[Record, Mapping[str, float]]]) -> pd.DataFrame:
     by_run: dict[Run, dict[str, float]] = {}
     for record, metrics in rows:
@@ -202,5 +213,5 @@ def _frame(rows: Iterable[tuple[Record, Mapping[str, float]]]) -> pd.DataFrame:
     index = pd.MultiIndex.from_tuples([(run.model, run.seed) for run in runs], names=["model", "seed"])
     about = {"profile": [run.profile for run in runs], "method": [run.method for run in runs]}
     about["variant"] = [run.variant or "" for run in runs]
-    numbers = pd.DataFrame([by_run[run] for run in runs], index=index, dtype=float)
+    numbers = pd.DataFrame([by_run[run] | _standardised(by_run[run]) for run in runs], index=index, dtype=float)
     return pd.concat([pd.DataFrame(about, index=index), numbers[sorted(numbers)]], axis=1)

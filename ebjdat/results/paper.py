@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import pandas as pd
+
 from ebjdat.protocols import PROTOCOLS, Protocol
 from ebjdat.results.cells import Column, Table, pivot, short
 from ebjdat.results.extended import ATTACKS, TRANSFER, distances, table3_columns, transfer_metric
@@ -60,7 +62,7 @@ def section3(results: Results, protocol: Protocol) -> Table:
 
 
 def _ours(results: Results) -> dict[str, str]:
-    return {f"Ours ({display_name(results.params, results.params.model)})": results.params.model}
+    return {"Ours": results.params.model}
 
 
 def _plain_and_ours(results: Results) -> list[str]:
@@ -88,13 +90,13 @@ def _table(
     columns: Mapping[Column, str],
     extra: str = "Robustness (%).",
 ) -> Table:
+    extra += f" Ours: {display_name(results.params, results.params.model)}." if "Ours" in models else ""
     label, title = f"{place.lower().replace(' ', '')}-{protocol.name}", f"{place}: {title}, protocol {protocol.name}"
     table = pivot(results, label, title, models, columns, protocol=protocol, extra=extra, show=short)
     if results.params.current.data.dataset == "cifar10":
         published: dict[str, dict[str, Claim]] = {}
         for claim in in_table(place):
-            name = display_name(results.params, claim.model) if claim.model else claim.row
-            published.setdefault(f"Published ({name})", {})[claim.metric_under(protocol.name)] = claim
+            published.setdefault(f"Published ({claim.row})", {})[claim.metric_under(protocol.name)] = claim
         for name, by_metric in published.items():
             table.body.loc[name] = [
                 by_metric[metric].text() if metric in by_metric else "" for metric in columns.values()
@@ -103,21 +105,27 @@ def _table(
 
 
 def latex(table: Table) -> str:
-    """A float that needs the package booktabs and nothing else."""
-    body = table.body if any(group for group, _ in table.body.columns) else table.body.droplevel(0, axis=1)
-    # A name of the index would stand in a line of its own; one of the columns stands in theirs.
-    named = body.rename_axis(index=None, columns=["", table.body.index.name][-body.columns.nlevels :])
-    escaped = named.style.format(escape="latex").format_index(escape="latex").format_index(escape="latex", axis=1)
-    tabular = escaped.to_latex(hrules=True, multicol_align="c", column_format="l" + "c" * body.shape[1])
-    size, between = ("\\scriptsize", 1) if body.shape[1] > 6 else ("\\small", 4)
+    """A float that needs the package booktabs and nothing else; groups of columns stand below each other."""
+    groups = list(dict.fromkeys(group for group, _ in table.body.columns))
     title = re.sub("^Table", "Supplement's Table", table.title)  # LaTeX numbers its floats itself
-    head = [
+    parts = [
         "\\begin{table}[p]",
-        f"\\centering{size}\\setlength{{\\tabcolsep}}{{{between}pt}}",
+        "\\centering\\small\\setlength{\\tabcolsep}{3pt}",
         f"\\caption{{{_plain(f'{title}. {table.caption}')}}}",
         f"\\label{{tab:{table.label}}}",
+        "\n\\medskip\n".join(_tabular(table.body, group) for group in groups) + "\\end{table}\n",
     ]
-    return "\n".join([*head, f"{tabular}\\end{{table}}\n"]).replace("±", "$\\pm$")
+    return "\n".join(parts).replace("±", "$\\pm$")
+
+
+def _tabular(body: pd.DataFrame, group: str) -> str:
+    """One group of columns; its name stands above them where it has one."""
+    columns = [column for column in body.columns if column[0] == group]
+    part = body[columns] if group else body[columns].droplevel(0, axis=1)
+    # A name of the index would stand in a line of its own; one of the columns stands in theirs.
+    named = part.rename_axis(index=None, columns=["", body.index.name][-part.columns.nlevels :])
+    escaped = named.style.format(escape="latex").format_index(escape="latex").format_index(escape="latex", axis=1)
+    return escaped.to_latex(hrules=True, multicol_align="c", column_format="l" + "c" * part.shape[1])
 
 
 def _plain(text: str) -> str:
