@@ -159,7 +159,7 @@ def test_a_cell_without_a_number_says_why() -> None:
     results = of()
     assert results.missing(OURS, "autoattack/released/apgd-t") == "n/a"
     assert results.missing(CONTROL, "autoattack/released/union") == "not run"
-    assert cells.percent(results, OURS, "autoattack/released/apgd-t") == "n/a"
+    assert cells.either(results, OURS, "autoattack/released/apgd-t") == "n/a"
 
 
 # Cells
@@ -180,7 +180,7 @@ def test_several_seeds_give_mean_spread_and_the_interval_of_the_images() -> None
     low, high = wilson(float(values.mean()) * 80, 80)
     mean, deviation = f"{100 * values.mean():.1f}", f"{100 * values.std():.1f}"
     expected = f"{mean} ±{deviation} (3) [{100 * low:.0f}, {100 * high:.0f}]"
-    assert cells.percent(results, OURS, "clean/standard/pgd-20") == expected
+    assert cells.either(results, OURS, "clean/standard/pgd-20") == expected
     assert cells.short(results, OURS, "clean/standard/pgd-20") == f"{mean} ± {deviation}"
 
 
@@ -266,11 +266,11 @@ def test_the_papers_layout_is_kept() -> None:
 def test_published_rows_stand_below_ours_only_on_the_same_data_set() -> None:
     assert not any("Published" in text for text in tables.render(of()).values())
     results = of(records(profile="cifar10-cpu"), params_of_repository("cifar10-cpu"))
-    row = texts(paper.table3(results, RELEASED))["Published (Ours)"]
+    row = texts(paper.paper_tables(results)["table3"][1])["Published (Ours)"]
     expected = {claim.column: claim.text() for claim in in_table("Table 3")}
     assert row["APGD-CE: iterations: 50"] == expected["APGD-CE, 50 iterations"]
     assert row["EOT-PGD: distortion bound: 16/255"] == expected["EOT-PGD, 32/255"], "the printed radius is twice ours"
-    assert list(paper.table2(results, STANDARD).body.index)[-2:] == ["Published (TRADES)", "Published (Ours)"]
+    assert list(paper.paper_tables(results)["table2"][0].body.index)[-2:] == ["Published (TRADES)", "Published (Ours)"]
 
 
 @functools.cache

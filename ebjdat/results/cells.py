@@ -10,7 +10,7 @@ import pandas as pd
 
 from ebjdat.protocols import Protocol, as_fraction
 from ebjdat.results.frame import Results
-from ebjdat.results.names import generates
+from ebjdat.results.names import display_name, generates
 from ebjdat.statistics import spread, wilson
 
 LONGEST_CAPTION = 240
@@ -64,14 +64,14 @@ def pivot(
     results: Results,
     label: str,
     title: str,
-    models: Mapping[str, str],
+    models: Iterable[str] | Mapping[str, str],
     columns: Mapping[Column, str],
     *,
     protocol: Protocol | None = None,
     extra: str = "",
     show: Callable[[Results, str, str], str] | None = None,
 ) -> Table:
-    """Models as rows (model by its label), metrics ``<stage>/<metric>`` as columns.
+    """Models as rows (or by the label of their row), metrics ``<stage>/<metric>`` as columns.
 
     Args:
         protocol: which the metrics belong to, for the caption.
@@ -79,6 +79,8 @@ def pivot(
         show: makes the text of a cell; default: :func:`either`.
     """
     cell = show or either
+    if not isinstance(models, Mapping):
+        models = {display_name(results.params, model): model for model in models}
     rows = {name: [cell(results, model, metric) for metric in columns.values()] for name, model in models.items()}
     text = caption(results, models.values(), list(columns.values()), protocol, extra)
     return Table(label, title, text, grid("Model", columns, rows))
@@ -114,23 +116,12 @@ def short(results: Results, model: str, metric: str) -> str:
     return text.split(" [")[0].split(" (")[0].replace(" ±", " ± ")
 
 
-def percent(results: Results, model: str, metric: str) -> str:
-    """An accuracy, or the reason why there is none."""
-    values = results.values(model, metric)
-    return results.missing(model, metric) if values.empty else accuracy_text(values, min(results.images(model, metric)))
-
-
-def value(results: Results, model: str, metric: str) -> str:
-    """A plain number, or the reason why there is none."""
-    values = results.values(model, metric)
-    return results.missing(model, metric) if values.empty else value_text(values)
-
-
 def either(results: Results, model: str, metric: str) -> str:
-    """An accuracy or a plain number; nothing where a model that does not generate is asked for samples."""
-    if metric.startswith("generate/") and not generates(model) and results.values(model, metric).empty:
-        return ""
-    return (percent if results.images(model, metric) else value)(results, model, metric)
+    """An accuracy or a plain number, or the reason why there is none; empty where a model generates no samples."""
+    values, images = results.values(model, metric), results.images(model, metric)
+    if values.empty:
+        return "" if metric.startswith("generate/") and not generates(model) else results.missing(model, metric)
+    return accuracy_text(values, min(images)) if images else value_text(values)
 
 
 def per_seed(results: Results, first: str, second: str, metric: str) -> list[float]:

@@ -20,7 +20,7 @@ from ebjdat import files
 from ebjdat.config import load_params
 from ebjdat.protocols import PROTOCOLS, as_fraction
 from ebjdat.results import frame, published
-from ebjdat.results.cells import percent, value
+from ebjdat.results.cells import either
 from ebjdat.results.frame import Results
 from ebjdat.results.names import display_name
 from ebjdat.results.published import Claim
@@ -197,9 +197,8 @@ def _section(table: str, verdicts: Sequence[tuple[Claim, Judged]]) -> str:
 def _ours(claim: Claim, one: Judged, protocol: str) -> str:
     if one.results is None:
         return ""
-    show = value if claim.kind == "generation" else percent
     other = f" ({display_name(one.results.params, one.model)})" if one.model != claim.model else ""
-    return show(one.results, one.model, claim.metric_under(protocol)) + other
+    return either(one.results, one.model, claim.metric_under(protocol)) + other
 
 
 def write_claims(current: Results) -> Path:

@@ -6,21 +6,17 @@ docs/statistics.md says how cells, intervals and verdicts are to be read.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ebjdat.evaluation.masking import VERDICTS
-from ebjdat.protocols import PROTOCOLS, STANDARD, AutoAttackCell, Protocol, as_fraction
+from ebjdat.protocols import PROTOCOLS, STANDARD, Protocol, as_fraction
 from ebjdat.results import cells, names
 from ebjdat.results.cells import Column, Table
 from ebjdat.results.frame import Results
 from ebjdat.run import BASELINES
 
-Columns = Mapping[Column, str]
-"""Metric ``<stage>/<metric>`` by heading."""
-
 ATTACKS = {"apgd-ce": "APGD-CE", "apgd-dlr": "APGD-DLR", "fab-t": "FAB", "square": "SQUARE"}
-TRANSFER = ("pgd", "mi-fgsm", "vmi-fgsm", "vni-fgsm")
 
 
 def transfer_metric(protocol: str, surrogate: str, attack: str, neighbours: int) -> str:
@@ -38,35 +34,16 @@ def over_radii(protocol: Protocol, nominal: float, group: str, metric: str) -> d
     }
 
 
-def _with_numbers(results: Results, metric: str) -> dict[str, str]:
-    """Models that have a metric, by name."""
+def _with_numbers(results: Results, metric: str, first: Iterable[str] = ()) -> list[str]:
+    """``first``, then every other model that has a metric."""
     models = [model for model in names.all_models(results) if len(results.values(model, metric))]
-    return _named(results, models)
+    return list(dict.fromkeys([*first, *models]))
 
 
-def _named(results: Results, models: Iterable[str]) -> dict[str, str]:
-    return {names.display_name(results.params, model): model for model in models}
-
-
-def _ours_and_others(results: Results, metric: str, first: Mapping[str, str] = {}) -> dict[str, str]:
-    """The selected model, then every other model that has the metric; ``first`` replaces the start."""
-    rows = dict(first) or _named(results, [results.params.model])
-    others = {name: model for name, model in _with_numbers(results, metric).items() if model not in rows.values()}
-    return rows | others
-
-
-def _under(
-    results: Results,
-    protocol: Protocol,
-    label: str,
-    title: str,
-    models: Mapping[str, str],
-    columns: Columns,
-    extra: str,
-) -> Table:
-    """A table that exists once per protocol."""
+def _under(results: Results, protocol: Protocol, label: str, title: str, *what: Any, extra: str) -> Table:
+    """A table that exists once per protocol; ``what``: its models and columns."""
     label, title = f"{label}-{protocol.name}", f"{title}, protocol {protocol.name}"
-    return cells.pivot(results, label, title, models, columns, protocol=protocol, extra=extra)
+    return cells.pivot(results, label, title, *what, protocol=protocol, extra=extra)
 
 
 def table1(results: Results, protocol: Protocol) -> Table:
@@ -80,28 +57,26 @@ def table1(results: Results, protocol: Protocol) -> Table:
         more |= {"union": "union without FAB", "union-with-fab": "union with FAB"}
     more |= {"clean": "clean"}
     columns |= {("extension", name): f"{stage}/{key}" for key, name in more.items()}
-    models = _ours_and_others(results, f"{stage}/apgd-ce")
-    title = "Table 1: robustness under AutoAttack's attacks"
-    extra = "Robust accuracy (%); FAB is FAB-T."
-    return _under(results, protocol, "table1", title, models, columns, extra)
+    models = _with_numbers(results, f"{stage}/apgd-ce", [results.params.model])
+    title, extra = "Table 1: robustness under AutoAttack's attacks", "Robust accuracy (%); FAB is FAB-T."
+    return _under(results, protocol, "table1", title, models, columns, extra=extra)
 
 
 def table2(results: Results, protocol: Protocol) -> Table:
     """Robustness under transfer attacks from every surrogate; a model's own column is white-box."""
     p, columns = protocol.name, dict[Column, str]()
     for n in protocol.transfer.neighbours:
-        for attack in TRANSFER:
+        for attack in protocol.transfer.attacks:
             if n == protocol.transfer.neighbours[0] or attack.startswith("v"):  # the others sample no neighbours
                 columns[f"from PGD-AT, N = {n}", attack.upper()] = transfer_metric(p, "pgd_at", attack, n)
     worst = "worst case per image, from"
     for surrogate in results.params.surrogates:
         columns[worst, names.display_name(results.params, surrogate)] = f"transfer/{p}/transfer/{surrogate}/worst"
     columns[worst, "all of them"] = f"transfer/{p}/transfer/worst"
-    first = _named(results, ["trades", results.params.model]) | {"PGD-AT (the surrogate)": "pgd_at"}
-    models = _ours_and_others(results, next(iter(columns.values())), first)
+    models = _with_numbers(results, next(iter(columns.values())), ["trades", results.params.model, "pgd_at"])
     title, extra = "Table 2: robustness under transfer attacks", "Robust accuracy (%); N: neighbours of VMI and VNI."
-    table = _under(results, protocol, "table2", title, models, columns, extra)
-    for row, model in models.items():
+    table = _under(results, protocol, "table2", title, models, columns, extra=extra)
+    for row, model in zip(table.body.index, models, strict=True):
         for column, metric in columns.items():
             if f"/transfer/{model}/" in metric and table.body.at[row, column].endswith("]"):
                 table.body.at[row, column] += ", white-box"
@@ -131,9 +106,9 @@ def table3(results: Results, protocol: Protocol) -> Table:
         if (cell.noise, cell.samples) != ("plain", 2):
             metric = f"eot/{p}/eot-pgd/{cell.noise}/samples-{cell.samples}/radius-{{radius}}"
             columns |= over_radii(protocol, nominal, f"EOT-PGD, {cell.noise}, {cell.samples} samples", metric)
-    models = _ours_and_others(results, next(iter(columns.values())))
+    models = _with_numbers(results, next(iter(columns.values())), [results.params.model])
     title, extra = "Table 3: robustness over distortion, iterations and EOT", "Robust accuracy (%); pixel units."
-    return _under(results, protocol, "table3", title, models, columns, extra)
+    return _under(results, protocol, "table3", title, models, columns, extra=extra)
 
 
 def distances(results: Results) -> tuple[str, str]:
@@ -165,22 +140,19 @@ def _unequal(results: Results, models: Sequence[str]) -> str:
 def initialisation(results: Results) -> Table:
     """Section 2: each variant starts its chains where it was trained to start them."""
     distance, kernel = distances(results)
-    columns: dict[Column, str] = {
-        (distance, name): f"generate/generation/{kind}{distance}"
-        for name, kind in (
-            ("start", "start-"),
-            ("samples", ""),
-            ("test images", "test-"),
-            ("buffer", "buffer-"),
-            ("released protocol", "released-"),
-        )
+    kinds = {
+        "start": "start-",
+        "samples": "",
+        "test images": "test-",
+        "buffer": "buffer-",
+        "released protocol": "released-",
     }
+    columns = {(distance, name): f"generate/generation/{kind}{distance}" for name, kind in kinds.items()}
     columns[kernel, "samples"] = f"generate/generation/{kernel}"
-    models = _compared(results)
-    samples = results.params.current.evaluation.generation.samples
+    models, samples = _compared(results), results.params.current.evaluation.generation.samples
     extra = f"{samples} samples; lower is better.{_unequal(results, models)}"
     title = "Section 2: initialisation and generation"
-    table = cells.pivot(results, "initialisation", title, _named(results, models), columns, extra=extra)
+    table = cells.pivot(results, "initialisation", title, models, columns, extra=extra)
     recipes = [results.params.recipe(model) for model in models]
     table.body.insert(0, ("", "chain start"), [recipe.chain_start if recipe else "" for recipe in recipes])
     return table
@@ -200,7 +172,7 @@ def tradeoff(results: Results, protocol: Protocol) -> Table:
     pgd, robust, *_ = columns.values()
     models = [*_compared(results), *BASELINES, *names.external_models(results)]
     title, extra = "Section 3: robustness, accuracy and generation", f"{distance}: lower is better."
-    table = _under(results, protocol, "tradeoff", title, _named(results, models), columns, extra)
+    table = _under(results, protocol, "tradeoff", title, models, columns, extra=extra)
     same = [_on_images_of(results, model, pgd, robust) for model in models]
     table.body.insert(1, ("robustness (%)", f"PGD-20, same images as {name}"), same)
     return table
@@ -242,16 +214,10 @@ def calibration(results: Results) -> Table:
 
 def checkpoints(results: Results) -> Table:
     """The best and the last checkpoint of every model: robust overfitting is the difference."""
-    compared = {
-        "clean": "clean/standard/clean",
-        "PGD-20": "clean/standard/pgd-20",
-        "APGD-CE + APGD-T": "autoattack/standard/apgd-ce-t",
-    }
-    columns = {
-        (name, which): f"{metric}{end}"
-        for name, metric in compared.items()
-        for which, end in (("best", ""), ("last", "-last"))
-    }
+    compared = {"clean": "clean/standard/clean", "PGD-20": "clean/standard/pgd-20"}
+    compared["APGD-CE + APGD-T"] = "autoattack/standard/apgd-ce-t"
+    ends = {"best": "", "last": "-last"}
+    columns = {(name, end): f"{metric}{ends[end]}" for name, metric in compared.items() for end in ends}
     models = _with_numbers(results, "clean/standard/clean-last")
     title, extra = "Best and last checkpoint", "Accuracy (%)."
     return cells.pivot(results, "checkpoints", title, models, columns, protocol=STANDARD, extra=extra)
@@ -313,23 +279,14 @@ def studies(results: Results) -> list[Table]:
             head: metric for head, metric in columns.items() if any(len(results.values(m, metric)) for m in models)
         }
         extra = "Accuracies in %; mean ± deviation (seeds)."
-        rows = _named(results, models)
-        table = cells.pivot(
-            results, label, one["title"], rows, shown, protocol=STANDARD, extra=extra, show=_no_interval
-        )
-        table.body.insert(0, ("", "w1, w2, w3"), [_weights(results, model) for model in models])
+        table = cells.pivot(results, label, one["title"], models, shown, protocol=STANDARD, extra=extra)
+        table.body[:] = table.body.map(lambda text: text.split(" [")[0])
+        recipes = [results.params.recipe(model) for model in models]
+        weights = [f"{r.w_px:g}, {r.w_energy:g}, {r.w_adversarial:g}" if r else "" for r in recipes]
+        table.body.insert(0, ("", "w1, w2, w3"), weights)
         table.body.insert(1, ("", "epochs"), [str(results.params.training(model).epochs) for model in models])
         found.append(table)
     return found
-
-
-def _no_interval(results: Results, model: str, metric: str) -> str:
-    return cells.either(results, model, metric).split(" [")[0]
-
-
-def _weights(results: Results, model: str) -> str:
-    recipe = results.params.recipe(model)
-    return f"{recipe.w_px:g}, {recipe.w_energy:g}, {recipe.w_adversarial:g}" if recipe else ""
 
 
 def readme(results: Results) -> Table:
@@ -344,24 +301,15 @@ def readme(results: Results) -> Table:
     equations = {f"ebjdat-{variant}_energy"} & names.with_records(results)
     models = [f"ebjdat-{variant}", *equations, f"base-{variant}", f"control-{variant}", *BASELINES]
     extra = "± over seeds; accuracies in %; distance: lower is better."
-    named = _named(results, models)
     title = "In four numbers"
-    return cells.pivot(results, "readme", title, named, columns, protocol=STANDARD, extra=extra, show=cells.short)
+    return cells.pivot(results, "readme", title, models, columns, protocol=STANDARD, extra=extra, show=cells.short)
 
 
 def settings(results: Results) -> Table:
     """Attacks, steps, step sizes, radii and noise as rows, the protocols as columns."""
     evaluation = results.params.current.evaluation
-    rows: dict[str, Callable[[Protocol], str]] = {
-        "radius r": lambda p: as_fraction(p.radius(evaluation.radius)),
-        "input noise": lambda p: _input_noise(results, p),
-        "PGD-20": lambda p: f"{p.pgd.steps} steps of {p.pgd.step:g} r, one random start",
-        "Table 1, each attack alone": lambda p: "; ".join(map(_alone, p.table1.alone)),
-        "Table 1, cascade": lambda p: "AutoAttack, version standard" if p.table1.cascade else "none, but their union",
-        "Table 2": _transfer,
-        "Table 3, APGD-CE": _sweep,
-        "Table 3, EOT-PGD": _eot,
-    }
+    by_protocol = [_cells(results, protocol) for protocol in PROTOCOLS.values()]
+    rows = {name: [found[name] for found in by_protocol] for name in by_protocol[0]}
     stages = {
         "PGD-20": "clean",
         "AutoAttack": "autoattack",
@@ -371,55 +319,46 @@ def settings(results: Results) -> Table:
     }
     counts = ", ".join(f"{getattr(evaluation, stage).images} ({name})" for name, stage in stages.items())
     text = f"{cells.about(results)}. The first {counts} test images."
-    body = cells.grid("Cell", PROTOCOLS, {name: [show(p) for p in PROTOCOLS.values()] for name, show in rows.items()})
-    return Table("settings", "What each cell runs", text, body)
+    return Table("settings", "What each cell runs", text, cells.grid("Cell", PROTOCOLS, rows))
 
 
-def _input_noise(results: Results, protocol: Protocol) -> str:
-    """Noise that labelled images had in training, pixel units, and which variants had it."""
-    by_sigma: dict[float, list[str]] = {}
+def _cells(results: Results, protocol: Protocol) -> dict[str, str]:
+    """What a protocol runs, by row of :func:`settings`."""
+    pgd, transfer, sweep, eot = protocol.pgd, protocol.transfer, protocol.sweep, protocol.eot
+    alone = [
+        f"{cell.attack.upper()}: {cell.steps} {'queries' if cell.attack == 'square' else 'steps'}"
+        + (f", {cell.targets} targets" if cell.targets else "")
+        for cell in protocol.table1.alone
+    ]
+    samples = [
+        f"{cell.samples} samples" + (f" with noise of sigma {eot.sigma:g} inside" if cell.noise == "noise" else "")
+        for cell in eot.cells
+    ]
+    by_sigma: dict[float, list[str]] = {}  # noise that labelled images had in training, pixel units
     for variant in names.variants(results):
         recipe = results.params.variants[variant]
         by_sigma.setdefault(protocol.input_noise(recipe.labelled_noise), []).append(recipe.label or variant)
-    shown = [
-        f"sigma {sigma:g}, one fixed draw, for {' and '.join(names)}" for sigma, names in by_sigma.items() if sigma
-    ]
-    return "; ".join([*shown, "else none"]) if shown else "none"
+    noise = [f"sigma {sigma:g}, one fixed draw, for {' and '.join(who)}" for sigma, who in by_sigma.items() if sigma]
+    return {
+        "radius r": as_fraction(protocol.radius(results.params.current.evaluation.radius)),
+        "input noise": "; ".join([*noise, "else none"]) if noise else "none",
+        "PGD-20": f"{pgd.steps} steps of {pgd.step:g} r, one random start",
+        "Table 1, each attack alone": "; ".join(alone),
+        "Table 1, cascade": "AutoAttack, version standard"
+        if protocol.table1.cascade
+        else "none, but the union without FAB, and with it",
+        "Table 2": f"{_list(map(str.upper, transfer.attacks))}: {transfer.steps} steps of {transfer.step:g} r; decay "
+        f"{transfer.decay:g}; VMI and VNI: {' or '.join(map(str, transfer.neighbours))} neighbours within "
+        f"{transfer.beta:g} r",
+        "Table 3, APGD-CE": f"{_list(sweep.radii)} r, {' and '.join(map(str, sweep.radii_steps))} steps; "
+        f"{_list(sweep.iterations)} steps at r; one restart",
+        "Table 3, EOT-PGD": f"{_list(eot.radii)} r; {eot.steps} steps of {eot.step:g} r at every radius; "
+        f"{_list(samples)}",
+    }
 
 
-def _alone(cell: AutoAttackCell) -> str:
-    unit = "queries" if cell.attack == "square" else "steps"
-    targets = f", {cell.targets} targets" if cell.targets else ""
-    return f"{cell.attack.upper()}: {cell.steps} {unit}{targets}"
-
-
-def _transfer(protocol: Protocol) -> str:
-    recipe = protocol.transfer
-    return (
-        f"{', '.join(name.upper() for name in recipe.attacks)}: {recipe.steps} steps of {recipe.step:g} r; decay "
-        f"{recipe.decay:g}; VMI and VNI: {' or '.join(map(str, recipe.neighbours))} neighbours within {recipe.beta:g} r"
-    )
-
-
-def _sweep(protocol: Protocol) -> str:
-    sweep = protocol.sweep
-    return (
-        f"{_radii(sweep.radii)}, {' and '.join(map(str, sweep.radii_steps))} steps; "
-        f"{', '.join(map(str, sweep.iterations))} steps at r; one restart"
-    )
-
-
-def _eot(protocol: Protocol) -> str:
-    eot = protocol.eot
-    cells = ", ".join(
-        f"{cell.samples} samples" + (f" with noise of sigma {eot.sigma:g} inside" if cell.noise == "noise" else "")
-        for cell in eot.cells
-    )
-    return f"{_radii(eot.radii)}; {eot.steps} steps of {eot.step:g} r at every radius; {cells}"
-
-
-def _radii(multiples: Iterable[float]) -> str:
-    return f"{', '.join(f'{multiple:g}' for multiple in multiples)} r"
+def _list(items: Iterable[object]) -> str:
+    return ", ".join(f"{item:g}" if isinstance(item, float) else str(item) for item in items)
 
 
 def trained(results: Results) -> Table:

@@ -57,19 +57,16 @@ class Results:
 
     def values(self, model: str, metric: str) -> pd.Series:
         """A metric ``<stage>/<metric>`` of a model by seed; empty where there is none."""
-        if (model, metric) not in self._asked:
-            part = self._by_model.get(model)
-            found = pd.Series(dtype=float) if part is None or metric not in part else part[metric].dropna()
-            self._asked[model, metric] = found
-        return self._asked[model, metric]
+        part = self._by_model.get(model, {})
+        if metric not in part:
+            return pd.Series(dtype=float)
+        return part[metric]
 
     @functools.cached_property
-    def _asked(self) -> dict[tuple[str, str], pd.Series]:
-        return {}  # pandas takes its time for each of some thousand cells
-
-    @functools.cached_property
-    def _by_model(self) -> dict[str, pd.DataFrame]:
-        return {str(model): part.droplevel("model") for model, part in self.frame.groupby(level="model")}
+    def _by_model(self) -> dict[str, dict[str, pd.Series]]:
+        """Taken apart once: pandas takes its time for each of some thousand cells."""
+        parts = {str(model): part.droplevel("model") for model, part in self.frame.groupby(level="model")}
+        return {model: {str(name): one.dropna() for name, one in part.items()} for model, part in parts.items()}
 
     def images(self, model: str, metric: str) -> list[int]:
         """Test images behind an accuracy, by seed; empty for a plain value."""
@@ -77,14 +74,12 @@ class Results:
 
     def missing(self, model: str, metric: str) -> str:
         """Why a cell has no number: ``not run``, ``outdated``, or ``n/a`` where its record lacks the metric."""
-        stage = metric.partition("/")[0]
-        found = [record for (one, _, other), record in self.records.items() if (one, other) == (model, stage)]
-        if any(superseded(record, metric) for record in found):
+        wanted = model, metric.partition("/")[0]
+        found = [record for (one, _, stage), record in self.records.items() if (one, stage) == wanted]
+        older = any((one, stage) == wanted for one, _, stage in self.outdated)
+        if any(superseded(record, metric) for record in found) or (older and not found):
             return "outdated"
-        for known, reason in ((self.records, "n/a"), (self.outdated, "outdated")):
-            if any((model, stage) == (one, other) for one, _, other in known):
-                return reason
-        return "not run"
+        return "n/a" if found else "not run"
 
     def record(self, model: str, seed: int, stage: str) -> Record | None:
         """The record of a run's stage; None without one, or with an outdated one."""
@@ -153,7 +148,7 @@ def from_records(params: Params, found: Iterable[Record]) -> Results:
             older[key] = reason
         else:
             current[key] = current_part(record)
-    return Results(params, frame_from_records(current.values()), current, older)
+    return Results(params, _frame((one, tracking.metrics_of(one)) for one in current.values()), current, older)
 
 
 def _outdated(params: Params, record: Record) -> str:
@@ -161,11 +156,6 @@ def _outdated(params: Params, record: Record) -> str:
         return outdated(record, resolve(params, run_of(record), record["params"].get("variant")))
     except UserError as error:  # a variant that params.yaml has no longer
         return str(error)
-
-
-def frame_from_records(records: Iterable[Record]) -> pd.DataFrame:
-    """The frame, from the records themselves."""
-    return _frame((record, tracking.metrics_of(record)) for record in records)
 
 
 def frame_from_store(found: pd.DataFrame, records: Collection[Record]) -> pd.DataFrame:

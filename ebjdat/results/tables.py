@@ -28,21 +28,19 @@ _PLACE = re.compile(rf"({_BEGIN}([a-z0-9_/-]+) -->\n)(?:(?!{_BEGIN}).)*?({_END})
 @functools.lru_cache(maxsize=2)
 def extended_tables(results: Results) -> dict[str, list[Table]]:
     """The extended tables of each file, by its name without ending."""
-    protocols = list(PROTOCOLS.values())
-    return {
-        "readme": [extended.readme(results)],
-        "table1": [extended.table1(results, p) for p in protocols],
-        "table2": [extended.table2(results, p) for p in protocols],
-        "table3": [extended.table3(results, p) for p in protocols],
-        "initialisation": [extended.initialisation(results)],
-        "tradeoff": [extended.tradeoff(results, p) for p in protocols],
-        "energies": [extended.energies(results), extended.calibration(results)],
-        "checkpoints": [extended.checkpoints(results)],
-        "masking": [extended.masking(results)],
-        "findings": [findings.table(results)],
-        "studies": extended.studies(results),
-        "settings": [extended.settings(results), extended.trained(results)],
-    }
+    twice = (extended.table1, extended.table2, extended.table3, extended.tradeoff)
+    once = (extended.readme, extended.initialisation, extended.checkpoints, extended.masking)
+    found = {build.__name__: [build(results, protocol) for protocol in PROTOCOLS.values()] for build in twice}
+    return (
+        found
+        | {build.__name__: [build(results)] for build in once}
+        | {
+            "energies": [extended.energies(results), extended.calibration(results)],
+            "findings": [findings.table(results)],
+            "studies": extended.studies(results),
+            "settings": [extended.settings(results), extended.trained(results)],
+        }
+    )
 
 
 def render(results: Results) -> dict[str, str]:
@@ -112,7 +110,7 @@ def _by_place(results: Results) -> dict[str, str]:
 
 
 def fill_places(text: str, tables: Mapping[str, str], prefix: str = "") -> str:
-    """The same from Markdown by name, for the places whose name begins with ``prefix`` (errors: see :func:`fill`)."""
+    """The same from Markdown by name, for the places whose name begins with ``prefix``."""
     if len(_PLACE.findall(text)) != text.count(_BEGIN):
         raise UserError(f"a place for a table has no end: expected {_BEGIN}NAME -->, a line break, and later {_END}")
 
