@@ -24,6 +24,7 @@ from tests.synthetic import ROOT, clean_environment, params_of_repository, setup
 VOID = {"meta", "img", "br", "hr"}
 PARAMS = params_of_repository()
 OURS = Run("digits", PARAMS.model, 0)
+IMPORTED = Run("digits", "external-cnn", 0)
 HOSTILE = '<script>alert("1")</script>&amp; --> ]]> </style></svg> | $x^2$'
 
 
@@ -82,6 +83,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for model, seed in ((PARAMS.model, 0), (PARAMS.model, 1), ("base-jempp", 0), ("base-jempp", 1), ("pgd_at", 0)):
             write_records(setup_of(PARAMS, model, seed), 0.4 if model == "base-jempp" else 0.6)
         write_records(setup_of(PARAMS, "external-cnn"), 0.5, ["clean", "autoattack"])
+        files.write_png(IMPORTED.arrays("generate") / "samples.png", np.full((8, 8), 7, np.uint8))
         write_files(OURS)
         tables.write_tables(frame.load(PARAMS, store=False))
     return folder
@@ -153,7 +155,8 @@ def test_a_page_shows_everything_that_there_is(results: Results, full: str) -> N
         assert record["weights"] in words
     assert "minus the plain variant +" in words, "what was found stands in the first lines"
     assert "1.5" in words, "minutes of training"
-    assert "cnn" in words, "a model from elsewhere stands beside ours"
+    imported = figures.model_pictures(IMPORTED)["samples"]
+    assert imported.address in full, "a model from elsewhere stands beside ours"
 
 
 def test_a_page_holds_every_table_file_and_the_papers_come_first(folder: Path, full: str) -> None:

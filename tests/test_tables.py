@@ -320,7 +320,7 @@ def test_further_attacks_stand_to_the_right_of_the_papers() -> None:
     ]
     second = extended.table2(results, RELEASED).body
     assert [head for _, head in second.columns][4:] == ["PGD-AT", "Undefended", "all of them"]
-    assert list(second.index)[:3] == ["TRADES", "EB-JDAT-JEM++ (code form)", "PGD-AT (the surrogate)"]
+    assert list(second.index)[:3] == ["TRADES", "EB-JDAT-JEM++ (code form)", "PGD-AT"]
     third = [group for group, _ in extended.table3(results, STANDARD).body.columns]
     assert third[12::4] == ["APGD-CE, 100 iterations", "EOT-PGD, noise, 2 samples", "EOT-PGD, noise, 20 samples"]
     assert len(extended.table3(results, RELEASED).body.columns) == 12
@@ -342,7 +342,7 @@ def test_a_cell_of_table_2_says_where_the_surrogate_is_the_model_itself() -> Non
     rows = texts(extended.table2(of(), STANDARD))
     marked = {(name, head) for name, row in rows.items() for head, text in row.items() if text.endswith("white-box")}
     own = {head for head in rows["TRADES"] if head.startswith("from PGD-AT") or head.endswith("from: PGD-AT")}
-    assert marked == {("PGD-AT (the surrogate)", head) for head in own}
+    assert marked == {("PGD-AT", head) for head in own}
 
 
 def test_both_checkpoints_stand_side_by_side() -> None:
