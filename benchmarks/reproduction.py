@@ -23,8 +23,8 @@ from ebjdat.errors import UserError
 from ebjdat.model.wideresnet import build
 from ebjdat.record import times_path
 from ebjdat.results import frame, summary
-from ebjdat.results.names import COMPARED, display_name
-from ebjdat.results.statistics import Difference, seed_interval
+from ebjdat.results.findings import Question, findings
+from ebjdat.results.names import display_name
 from ebjdat.run import Run
 
 RESULTS = Path(__file__).parent / "results"
@@ -122,16 +122,18 @@ def _claims(digits: frame.Results, small: frame.Results) -> Iterable[Row]:
     studied = _hours(_estimate(digits, measured))
     yield f"digits, one seed: {ours} is robust", "`make repro`", _range(digits), minutes, memory, disk
     study = "`python -m stages.study studies/digits.yaml`"
-    variant = digits.params.variant
     asked = {
-        f"base-{variant}": "more robust than the plain variant",
-        f"control-{variant}": "the energy term adds robustness",
+        "base": "more robust than the plain variant",
+        "control": "the energy term adds robustness",
+        "pgd_at": "as robust as PGD-AT",
     }
-    for rival, claim in (asked | {"pgd_at": "as robust as PGD-AT"}).items():
-        yield f"digits, all seeds: {claim}", study, _difference(digits, model, rival), studied, memory, disk
+    for rival, claim in asked.items():
+        expected = _found(digits, model, "AutoAttack", rival)
+        yield f"digits, all seeds: {claim}", study, expected, studied, memory, disk
     readings = "`python -m stages.study studies/readings.yaml`"
-    for name, term in ((model, "the default term"), (f"{model}_energy", "the paper's equation")):
-        yield f"digits: {term} narrows the energy gap", readings, _gap(digits, name), "as above", memory, disk
+    for name in (model, f"{model}_energy"):
+        claim = f"digits: {display_name(digits.params, name)} narrows the energy gap of its control"
+        yield claim, readings, _found(digits, name, "E(x_adv) - E(x)", "control"), "as above", memory, disk
     hours = _hours(sum(row["seconds"] for row in (_read("repro-cifar10-cpu.json") or {"stages": []})["stages"]))
     command_line = "`python -m stages.study studies/cifar10-cpu.yaml`"
     yield (
@@ -154,21 +156,9 @@ def _range(results: frame.Results) -> str:
     return summary.check(results).removeprefix("You should see ").partition(" for ")[0]
 
 
-def _difference(results: frame.Results, model: str, rival: str) -> str:
-    pairs = results.pairs(model, rival, COMPARED["AutoAttack"])
-    if not pairs:
-        return "not run"
-    found = Difference.of(list(pairs.values()))
-    return f"AutoAttack {100 * found.mean:+.1f} points, {100 * found.low:+.1f} to {100 * found.high:+.1f}"
-
-
-def _gap(results: frame.Results, model: str) -> str:
-    values = results.values(model, summary.GAP) - results.values(f"control-{results.params.variant}", summary.GAP)
-    differences = list(values.dropna())
-    if len(differences) < 2:
-        return "not run"
-    low, high = seed_interval(differences)
-    return f"{statistics.mean(differences):+.2f} nats, {low:+.2f} to {high:+.2f}"
+def _found(results: frame.Results, model: str, quantity: str, rival: str) -> str:
+    found = findings(results).get(Question(model, quantity, rival))
+    return f"{quantity} {found.numbers} {found.unit}: {found.verdict}" if found else "not run"
 
 
 def _estimate(results: frame.Results, measured: dict[str, Any] | None) -> float | None:

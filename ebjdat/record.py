@@ -150,7 +150,8 @@ def read_own(setup: Setup, stage: str) -> Record:
     """
     path = setup.run.record(stage)
     record = read_record(path)
-    reason = outdated(record, setup)
+    older = older_protocols(record)
+    reason = outdated(record, setup) or (f"of an older revision of {' and '.join(older)}" if older else "")
     if not reason and record["weights"] != files.file_hash(setup.run.model_dir / "best.pt"):
         reason = f"about other weights than {setup.run.model_dir}/best.pt"
     if reason:
@@ -159,17 +160,41 @@ def read_own(setup: Setup, stage: str) -> Record:
 
 
 def outdated(record: Record, setup: Setup) -> str:
-    """Why a record does not answer today's question about its run; empty where it does."""
+    """Why a record does not answer today's question about its run; empty where it does.
+
+    Not by a protocol's revision, which concerns some of its numbers: see :func:`current_part`.
+    """
     stage = record["stage"]
-    if record["revisions"] != revisions(stage):
-        older = [name for name, number in revisions(stage).items() if record["revisions"].get(name) != number]
+    wanted = {name: number for name, number in revisions(stage).items() if name not in PROTOCOLS}
+    older = [name for name, number in wanted.items() if record["revisions"].get(name) != number]
+    if older:
         return f"of an older revision of {' and '.join(older)}"
     ours = {name: value for name, value in record["params"].items() if name != "fingerprint"}
-    wanted = setup.recorded(stage)
-    if ours != wanted:
-        differing = sorted(name for name in {*ours, *wanted} if ours.get(name) != wanted.get(name))
+    asked = setup.recorded(stage)
+    if ours != asked:
+        differing = sorted(name for name in {*ours, *asked} if ours.get(name) != asked.get(name))
         return f"of other parameters ({', '.join(differing)})"
     return ""
+
+
+def older_protocols(record: Record) -> list[str]:
+    """Protocols that have changed since a record was written; one that names no revision of theirs is of the first."""
+    return [name for name, one in PROTOCOLS.items() if record["revisions"].get(name, 1) != one.revision]
+
+
+def superseded(record: Record, name: str) -> bool:
+    """Whether a metric (with its stage or without), audit or setting of a record belongs to an older protocol."""
+    older = older_protocols(record)
+    return bool(older) and re.search(rf"(^|/)({'|'.join(older)})[/-]", f"{name}/") is not None
+
+
+def current_part(record: Record) -> Record:
+    """A record without what it measured under an older revision of a protocol."""
+    fields = ("rates", "values", "audits", "warnings", "settings")
+    return record | {
+        field: {name: value for name, value in record[field].items() if not superseded(record, name)}
+        for field in fields
+    }
 
 
 def run_of(record: Record) -> Run:
@@ -178,8 +203,8 @@ def run_of(record: Record) -> Run:
 
 
 def rates_of(record: Record) -> dict[str, Rate]:
-    """The accuracies of a record by metric name."""
-    return {name: Rate(**fields) for name, fields in record["rates"].items()}
+    """The accuracies of a record by metric name, without those of an older protocol."""
+    return {name: Rate(**fields) for name, fields in current_part(record)["rates"].items()}
 
 
 def validate(record: Any, where: str) -> Record:

@@ -126,12 +126,6 @@ class Paired:
         half = Z95 * math.sqrt((first + second - (first - second) ** 2) / total)
         return max(-1.0, first - second - half), min(1.0, first - second + half)
 
-    def p_value(self) -> float:
-        """McNemar's exact test, two-sided: a fair coin decides each image on which they differ."""
-        flips = self.only_first + self.only_second
-        tail = sum(math.comb(flips, k) for k in range(min(self.only_first, self.only_second) + 1))
-        return min(1.0, 2 * tail / 2**flips)
-
 
 def paired(first: Rate, second: Rate) -> Paired:
     """Compare two rates image by image on the images that both have (the shorter n).

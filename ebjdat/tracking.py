@@ -31,7 +31,7 @@ from ebjdat import files
 from ebjdat.config import Setup
 from ebjdat.errors import UserError
 from ebjdat.protocols import REVISIONS
-from ebjdat.record import Record, rates_of, run_of, times_path
+from ebjdat.record import Record, current_part, rates_of, run_of, times_path
 from ebjdat.run import Run
 
 if TYPE_CHECKING:
@@ -392,7 +392,7 @@ def metrics_of(record: Record) -> dict[str, float]:
     stage, found = record["stage"], dict[str, float]()
     for name, rate in rates_of(record).items():
         found |= {f"{stage}/{name}": rate.accuracy, f"{stage}/{name}.n": float(rate.n)}
-    return found | {f"{stage}/{name}": value for name, value in record["values"].items()}
+    return found | {f"{stage}/{name}": value for name, value in current_part(record)["values"].items()}
 
 
 def headline(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -65,7 +65,8 @@ def rates_of_protocol(protocol: Protocol, strength: float, seed: int) -> dict[st
     p = protocol.name
     falls = {0.5: 0.15, 1.0: 0.0, 2.0: -0.3, 4.0: -1.0}
     clean = {"clean": 0.97, "pgd-20": strength, "clean-last": 0.97, "pgd-20-last": strength - 0.05}
-    attacks = [cell.attack for cell in protocol.table1.alone] + ["union"] + ["autoattack"] * protocol.table1.cascade
+    attacks = [cell.attack for cell in protocol.table1.alone] + ["union"]
+    attacks += ["autoattack"] if protocol.table1.cascade else ["union-with-fab"]
     autoattack = dict.fromkeys(attacks, strength - 0.02)
     if protocol.table1.cascade:
         autoattack |= {"apgd-ce-t": strength - 0.1, "apgd-ce-t-last": strength - 0.2}

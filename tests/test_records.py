@@ -12,7 +12,7 @@ import pytest
 from ebjdat import files, record
 from ebjdat.config import MASKING_INPUTS
 from ebjdat.errors import AuditError, UserError
-from ebjdat.protocols import REVISIONS
+from ebjdat.protocols import PROTOCOLS, REVISIONS
 from ebjdat.record import Record, revisions
 from ebjdat.run import Run
 from ebjdat.statistics import Rate, Result
@@ -53,7 +53,8 @@ def test_a_record_survives_the_way_to_disk_and_names_everything_that_made_it() -
     written = write()
     assert RUN.record("clean") == PATH and record.read_record(PATH) == written
     assert written["weights"] == files.file_hash(RUN.model_dir / "best.pt")
-    assert written["revisions"] == {"clean": REVISIONS["clean"], "train": REVISIONS["train"]}
+    protocols = {name: protocol.revision for name, protocol in PROTOCOLS.items()}
+    assert written["revisions"] == {"clean": REVISIONS["clean"], "train": REVISIONS["train"]} | protocols
     assert written["params"] == SETUP.recorded("clean") and written["data"] == DIGEST
     assert record.run_of(written) == RUN
     assert record.rates_of(written)["standard/clean"].accuracy == 0.75
@@ -163,6 +164,20 @@ def test_a_record_of_other_parameters_revisions_or_weights_is_told() -> None:
         record.read_own(SETUP, "clean")
 
 
+def test_a_protocol_of_a_higher_revision_supersedes_its_own_numbers_alone() -> None:
+    rates = {"released/clean": Rate.of([True]), "standard/clean": Rate.of([True])}
+    values = {"generation/released-fid": 1.0, "generation/fid": 2.0, "standard/transfer/ebjdat-jempp_released/x": 3.0}
+    written = write(rates=rates, values=values)
+    assert record.current_part(written) == written and PROTOCOLS["released"].revision > 1
+    older = {**written, "revisions": {"clean": 1, "train": 1}}
+    assert record.outdated(older, SETUP) == "", "its other protocol stays"
+    assert list(record.rates_of(older)) == ["standard/clean"]
+    assert list(record.current_part(older)["values"]) == ["generation/fid", "standard/transfer/ebjdat-jempp_released/x"]
+    files.write_json(PATH, older)
+    with pytest.raises(UserError, match="of an older revision of released: run the stage clean again"):
+        record.read_own(SETUP, "clean")
+
+
 def test_a_scratch_folder_that_cannot_be_written_does_not_fail_the_stage(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,5 +187,6 @@ def test_a_scratch_folder_that_cannot_be_written_does_not_fail_the_stage(
 
 
 def test_a_masking_record_rests_on_the_revisions_of_what_it_decides_from() -> None:
-    assert set(revisions("masking")) == {"train", "craft", "masking", *MASKING_INPUTS}
-    assert set(revisions("transfer")) == {"train", "craft", "transfer"} and set(revisions("eot")) == {"train", "eot"}
+    assert set(revisions("masking")) == {"train", "craft", "masking", *MASKING_INPUTS, *PROTOCOLS}
+    assert set(revisions("transfer")) == {"train", "craft", "transfer", *PROTOCOLS}
+    assert set(revisions("eot")) == {"train", "eot", *PROTOCOLS}

@@ -16,7 +16,7 @@ import pytest
 from ebjdat import files
 from ebjdat.errors import UserError
 from ebjdat.record import times_path
-from ebjdat.results import figures, frame, page, plots, tables
+from ebjdat.results import figures, findings, frame, page, plots, tables
 from ebjdat.results.frame import Results
 from ebjdat.run import Run
 from tests.synthetic import ROOT, clean_environment, params_of_repository, setup_of, write_records
@@ -24,6 +24,7 @@ from tests.synthetic import ROOT, clean_environment, params_of_repository, setup
 VOID = {"meta", "img", "br", "hr"}
 PARAMS = params_of_repository()
 OURS = Run("digits", PARAMS.model, 0)
+IMPORTED = Run("digits", "external-cnn", 0)
 HOSTILE = '<script>alert("1")</script>&amp; --> ]]> </style></svg> | $x^2$'
 
 
@@ -82,6 +83,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for model, seed in ((PARAMS.model, 0), (PARAMS.model, 1), ("base-jempp", 0), ("base-jempp", 1), ("pgd_at", 0)):
             write_records(setup_of(PARAMS, model, seed), 0.4 if model == "base-jempp" else 0.6)
         write_records(setup_of(PARAMS, "external-cnn"), 0.5, ["clean", "autoattack"])
+        files.write_png(IMPORTED.arrays("generate") / "samples.png", np.full((8, 8), 7, np.uint8))
         write_files(OURS)
         tables.write_tables(frame.load(PARAMS, store=False))
     return folder
@@ -151,9 +153,10 @@ def test_a_page_shows_everything_that_there_is(results: Results, full: str) -> N
     assert all(picture.address in full and picture.caption in words for picture in pictures.values())
     for record in results.records.values():
         assert record["weights"] in words
-    assert "above the plain variant" in words, "what was found stands in the first lines"
+    assert "minus the plain variant +" in words, "what was found stands in the first lines"
     assert "1.5" in words, "minutes of training"
-    assert "cnn" in words, "a model from elsewhere stands beside ours"
+    imported = figures.model_pictures(IMPORTED)["samples"]
+    assert imported.address in full, "a model from elsewhere stands beside ours"
 
 
 def test_a_page_holds_every_table_file_and_the_papers_come_first(folder: Path, full: str) -> None:
@@ -178,7 +181,7 @@ def test_failed_masking_indicators_come_first(results: Results) -> None:
     failed = {name: audit | {"passed": False} for name, audit in record["audits"].items()}
     broken = {**results.records, (PARAMS.model, 0, "masking"): record | {"audits": failed}}
     line = page.masking_line(Results(PARAMS, results.frame, broken, {}))
-    assert f"EB-JDAT-JEM++, seed 0: {next(iter(failed))}" in line
+    assert f"EB-JDAT-JEM++ (code form), seed 0: {next(iter(failed))}" in line
 
 
 def test_hostile_text_stays_text(results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,15 +233,14 @@ def test_figures_of_all_models_have_equal_bytes_in_another_process(results: Resu
     subprocess.run([sys.executable, "-c", program], check=True, env={"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"})
     assert {path: path.read_bytes() for path in written} == written
     words = b"".join(written.values()).decode()
-    assert all(name in words for name in ("EB-JDAT-JEM++", "PGD-AT", "cnn")) and "mathdefault" not in words
+    assert all(name in words for name in ("EB-JDAT-JEM++ (code form)", "PGD-AT", "cnn")) and "mathdefault" not in words
 
 
 def test_the_difference_figure_says_the_numbers_of_the_findings(results: Results) -> None:
-    found = figures.differences(results)
-    ours = found[PARAMS.model, "AutoAttack", "base"]
+    found = findings.findings(results)[findings.Question(PARAMS.model, "AutoAttack", "base")]
     picture = figures.differences_picture(results)
-    assert ours.low > 0 and picture is not None and f"AutoAttack, minus the plain variant: {ours}" in picture.alt
-    assert (PARAMS.model, "AutoAttack", "control") not in found, "no numbers, no point"
+    assert picture is not None and f"AutoAttack, minus the plain variant: {found}" in picture.alt
+    assert "its control" not in picture.alt, "no numbers, no point"
 
 
 def test_plots_have_the_numbers_of_the_current_model(results: Results) -> None:

@@ -1,4 +1,4 @@
-"""Intervals and paired tests against independent formulas."""
+"""Intervals, differences and verdicts against independent formulas."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ebjdat.results import statistics
+from ebjdat.results.statistics import Difference, holm, verdicts
 from ebjdat.statistics import Paired, Rate, paired, spread, wilson
 
 
@@ -43,16 +43,6 @@ def test_anything_but_one_flag_per_image_is_refused(wrong: list[object]) -> None
         Rate.of(wrong)
 
 
-@pytest.mark.parametrize(("first", "second"), [(0, 0), (5, 5), (1, 9), (9, 1), (0, 6), (40, 20)])
-def test_mcnemar_agrees_with_the_binomial_test(first: int, second: int) -> None:
-    flags = np.zeros((2, 100), dtype=bool)
-    flags[0, :first] = True
-    flags[1, first : first + second] = True
-    p = paired(Rate.of(flags[0]), Rate.of(flags[1])).p_value()
-    expected = stats.binomtest(first, first + second).pvalue if first + second else 1.0
-    assert p == pytest.approx(expected, rel=1e-9)
-
-
 def test_pairs_count_only_the_images_that_both_models_have() -> None:
     pair = paired(Rate.of([True, True, False]), Rate.of([True, False, True, True, True]))
     assert pair == Paired(3, 1, 1)
@@ -83,60 +73,79 @@ def test_spread_is_mean_and_sample_deviation() -> None:
         spread([])
 
 
-# Over several seeds
+# Differences and verdicts
 
 
-def test_the_interval_over_seeds_is_students_t() -> None:
-    found = statistics.seed_interval([1.0, 2.0, 3.0])
-    assert found == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), abs=1e-5)
-    verdicts = [statistics.seed_verdict(values) for values in ([1.0, 1.1], [-1.0, -1.1], [1.0, -1.0], [5.0])]
-    assert verdicts == ["yes", "no", "open", "open"]
+def rates(values: np.ndarray) -> Rate:
+    return Rate.of(np.asarray(values, dtype=bool))
 
 
-def test_over_seeds_each_image_counts_with_its_mean() -> None:
-    n, all_right, none = 30, Rate.of([True] * 30), Rate.of([False] * 30)
-    for_first, for_second = (all_right, none), (none, all_right)
-    low, high = statistics.mean_interval([for_first, for_second])
-    assert (low, high) == pytest.approx((-0.0866, 0.0866), abs=1e-4), "1.96 sqrt(2 / 32) / sqrt(32)"
-    assert statistics.sign_flip_p([for_first, for_second]) == 1.0
-    half = Rate.of([True] * 15 + [False] * 15)
-    values = np.concatenate([np.full(15, 1.0), np.full(15, 0.5), [1.0, -1.0]])
-    expected = values.mean() - 1.96 * values.std() / np.sqrt(n + 2)
-    assert statistics.mean_interval([for_first, (half, none)])[0] == pytest.approx(expected, abs=1e-4)
-    assert statistics.sign_flip_p([for_first, (half, none)]) == pytest.approx(2 / 2**n)
+def test_plain_values_over_seeds_give_students_t() -> None:
+    values = [0.2, 0.1, 0.3, 0.25]
+    found, test = Difference.of_values(values), stats.ttest_1samp(values, 0.0)
+    assert found.interval == pytest.approx(tuple(test.confidence_interval(0.95)))
+    assert found.p_values(1.0)[0] == pytest.approx(test.pvalue)
+    within = [
+        stats.ttest_1samp(values, end, alternative=side).pvalue for end, side in ((-0.3, "greater"), (0.3, "less"))
+    ]
+    assert found.p_values(0.3)[1] == pytest.approx(max(within)), "two one-sided tests"
 
 
-def test_one_seed_or_copies_of_it_give_bonett_and_price_and_mcnemar() -> None:
-    a, b = Rate.of([True] * 12 + [False] * 8), Rate.of([True] * 4 + [False] * 16)
-    for copies in (1, 3):
-        assert statistics.mean_interval([(a, b)] * copies) == pytest.approx(paired(a, b).interval())
-        assert statistics.sign_flip_p([(a, b)] * copies) == pytest.approx(paired(a, b).p_value())
-    assert statistics.sign_flip_p([(a, a)]) == 1.0
+def test_the_error_over_images_and_seeds_is_that_of_the_pigeonhole_bootstrap() -> None:
+    random = np.random.default_rng(0)
+    image, seeds, n = random.normal(0, 1, 300), 20, 300
+    flags = image + random.normal(0, 0.5, (2, seeds, 1)) + random.normal(0, 0.5, (2, seeds, n)) > 0
+    found = Difference.of_rates([(rates(a), rates(b)) for a, b in zip(*flags, strict=True)])
+    each = 100.0 * (flags[0].astype(float) - flags[1])
+
+    def mean(rows: np.ndarray, columns: np.ndarray) -> float:
+        return float(each[np.ix_(rows.astype(int), columns.astype(int))].mean())
+
+    drawn = stats.bootstrap((np.arange(seeds), np.arange(n)), mean, n_resamples=999, vectorized=False, rng=random)
+    assert found.mean == pytest.approx(each.mean()) and found.error == pytest.approx(drawn.standard_error, rel=0.1)
 
 
-def test_the_joint_interval_covers_where_images_and_seeds_both_vary() -> None:
-    """Two models that are equal but for images and runs of their own: a verdict is an error."""
-    random, draws = np.random.default_rng(0), 1000
-    errors = {"images": 0, "both, one by one": 0, "joint": 0}
+def test_one_seed_gives_an_interval_close_to_bonett_and_price_and_no_spread_of_plain_values() -> None:
+    a, b = rates(np.arange(200) < 120), rates(np.arange(200) < 100)
+    found = Difference.of_rates([(a, b)])
+    assert found.interval == pytest.approx([100 * end for end in paired(a, b).interval()], abs=0.3)
+    alone = Difference.of_values([0.3])
+    assert alone.p_values(1.0) == (1.0, 1.0) and alone.text(2) == "+0.30"
+
+
+def test_models_that_agree_on_few_images_are_not_called_equal() -> None:
+    for n, verdict in ((64, "undecided"), (397, "equal")):
+        same = rates(np.arange(n) % 10 > 0)
+        assert verdicts([Difference.of_rates([(same, same)] * 6)], [2.0]) == [verdict]
+
+
+@pytest.mark.parametrize("training_noise", [0.1, 0.6])
+def test_the_interval_covers_where_images_and_seeds_both_vary(training_noise: float) -> None:
+    """Two models that are equal but for images and runs of their own; six seeds."""
+    random, draws, covered, n = np.random.default_rng(0), 400, 0, 200
     for _ in range(draws):
-        image = random.normal(1, 1, (1, 100, 1)) + random.normal(0, 0.8, (2, 100, 1))
-        flags = image + random.normal(0, 0.25, (2, 1, 6)) + random.normal(0, 0.3, (2, 100, 6)) > 0
-        found = [(Rate.of(flags[0, :, seed]), Rate.of(flags[1, :, seed])) for seed in range(6)]
-        over_seeds = statistics.seed_interval([paired(*pair).difference for pair in found])
-        wrong = [low > 0 or high < 0 for low, high in (statistics.mean_interval(found), over_seeds)]
-        errors["images"] += wrong[0]
-        errors["both, one by one"] += all(wrong)
-        low, high = statistics.joint_interval(found)
-        errors["joint"] += low > 0 or high < 0
-    assert errors["joint"] <= 0.05 * draws < errors["both, one by one"] < errors["images"]
+        image = random.normal(1, 1, (1, 1, n)) + random.normal(0, 0.8, (2, 1, n))
+        flags = image + random.normal(0, training_noise, (2, 6, 1)) + random.normal(0, 0.3, (2, 6, n)) > 0
+        low, high = Difference.of_rates([(rates(a), rates(b)) for a, b in zip(*flags, strict=True)]).interval
+        covered += low <= 0 <= high
+    assert 0.93 * draws <= covered <= 0.99 * draws
 
 
-def test_the_joint_interval_adds_squared_distances_and_is_that_of_the_images_for_one_seed() -> None:
-    a, b = Rate.of([True] * 12 + [False] * 8), Rate.of([True] * 4 + [False] * 16)
-    assert statistics.joint_interval([(a, b)]) == statistics.mean_interval([(a, b)])
-    found = [(a, b), (b, b), (a, b)]
-    (low, high), (least, most) = statistics.mean_interval(found), statistics.seed_interval([0.4, 0.0, 0.4])
-    mean = 0.8 / 3
-    expected = mean - np.hypot(mean - low, mean - least), mean + np.hypot(high - mean, most - mean)
-    assert statistics.joint_interval(found) == pytest.approx(expected)
-    assert str(statistics.Difference.of(found)).endswith("(n = 20, 3 seeds)")
+def test_holm_multiplies_the_smallest_by_the_number_of_tests() -> None:
+    p = [0.01, 0.04, 0.03, 0.005]
+    assert holm(np.array(p)) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_verdicts_tell_no_effect_from_not_known_and_get_stricter_with_more_questions() -> None:
+    values = {
+        "higher": [1.0, 1.1, 1.05],
+        "lower": [-1.0, -1.1, -1.05],
+        "equal": [0.01, -0.01, 0.0],
+        "undecided": [1, -1],
+    }
+    found = [Difference.of_values(one) for one in values.values()]
+    assert verdicts(found, [0.5] * 4) == list(values)
+    assert verdicts([Difference.of_values([0.01, 0.011, 0.0105])], [0.5]) == ["equal"], "different, but within"
+    one = Difference.of_values([1.0, 1.2, 1.1])
+    assert verdicts([one], [0.1]) == ["higher"] and verdicts([one] * 20, [0.1] * 20) == ["undecided"] * 20
+    assert verdicts([], []) == []

@@ -8,6 +8,7 @@ import pytest
 
 from ebjdat.config import load_params
 from ebjdat.results import frame, summary
+from ebjdat.results.findings import Question, findings
 from ebjdat.results.frame import Results
 
 ROOT = Path(__file__).parents[1]
@@ -18,24 +19,21 @@ def digits() -> Results:
     return frame.load(load_params(ROOT, "digits"), ROOT, store=False)
 
 
-def test_a_sentence_follows_the_interval_of_its_difference(digits: Results) -> None:
-    said = summary.texts(digits)["answers"]
-    assert "EB-JDAT-JEM++ is more robust than JEM++: AutoAttack" in said
-    assert "No benefit of the default energy term for robustness was found: AutoAttack" in said
-    assert "EB-JDAT-JEM++ is less robust than PGD-AT" in said.replace("\n  ", " ")
+def test_a_sentence_gives_verdict_difference_interval_images_and_seeds(digits: Results) -> None:
+    said = summary.texts(digits)["answers"].replace("\n  ", " ")
+    found = findings(digits)[Question("ebjdat-jempp", "AutoAttack", "base")]
+    numbers = f"AutoAttack higher, {found.numbers} points (64 images, 6 seeds)"
+    assert (
+        found.verdict == "higher" and f"- EB-JDAT-JEM++ (code form) minus the plain variant: {numbers}; PGD-20" in said
+    )
 
 
-def test_the_gap_is_told_for_the_default_term_and_for_the_papers_equation(digits: Results) -> None:
-    said = summary.texts(digits)["short"].replace("\n  ", " ")
-    assert "the default term (cross_entropy, w2 = 0.1) widens it" in said
-    assert "the paper's equation (energy, w2 = 1) narrows it" in said
-
-
-def test_sentences_are_wrapped_and_say_images_and_seeds(digits: Results) -> None:
-    said = summary.texts(digits)
-    assert max(len(line) for text in said.values() for line in text.splitlines()) <= 120
-    short = " ".join(said["short"].split())
-    assert "64 images" in short and "6 seeds" in short
+def test_both_forms_meet_the_control_and_the_start_of_their_chains(digits: Results) -> None:
+    texts = summary.texts(digits)
+    starts = [line.partition(":")[0] for line in texts["short"].splitlines() if line.startswith("- ")]
+    forms = [f"- EB-JDAT-JEM++ ({form})" for form in ("code form", "equations")]
+    assert starts == [f"{form} minus {rival}" for rival in ("its control", "its chains' start") for form in forms]
+    assert max(len(line) for text in texts.values() for line in text.splitlines()) <= 120
 
 
 def test_the_range_to_check_against_holds_the_seeds_that_it_is_made_of(digits: Results) -> None:

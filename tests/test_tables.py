@@ -18,7 +18,7 @@ from ebjdat.config import Params
 from ebjdat.errors import UserError
 from ebjdat.protocols import PROTOCOLS, RELEASED, STANDARD
 from ebjdat.record import Record
-from ebjdat.results import cells, extended, frame, names, paper, statistics, tables
+from ebjdat.results import cells, extended, findings, frame, names, paper, statistics, tables
 from ebjdat.results.cells import Table
 from ebjdat.results.frame import Results
 from ebjdat.results.published import in_table
@@ -95,12 +95,11 @@ def test_the_frame_from_mlflow_equals_the_frame_from_record_files() -> None:
 
 def test_a_number_comes_from_mlflow_where_the_store_has_the_record() -> None:
     known = records()
-    results = of(known)
     found = pd.DataFrame(
         [{"tags.record.clean": tracking.digest_of(pick(known, "clean")), "metrics.clean/standard/clean": 0.25}]
     )
     with pytest.warns(UserWarning, match="lacks 25 of 26 records"):
-        frame_ = frame.frame_from_store(found, results.records)
+        frame_ = frame.frame_from_store(found, known)
     assert frame_.loc[(OURS, 0), "clean/standard/clean"] == 0.25
     assert frame_.loc[("trades", 0), "clean/standard/clean"] > 0.9
 
@@ -133,16 +132,34 @@ def test_an_outdated_record_is_left_out_and_counted_and_never_shown(change: str)
         return
     results = of(known)
     assert list(results.outdated) == [(OURS, 0, "sweep")]
-    row = texts(extended.table3(results, STANDARD))["Ours (EB-JDAT-JEM++)"]
+    row = texts(extended.table3(results, STANDARD))["EB-JDAT-JEM++ (code form)"]
     assert {text for head, text in row.items() if head.startswith("APGD")} == {"outdated"}
     assert row["EOT-PGD: distortion bound: 16/255"].endswith("]"), "its other stages stay"
+
+
+def test_of_a_record_older_than_a_protocol_the_cells_of_the_other_one_stay() -> None:
+    known = records()
+    for record in known:
+        del record["revisions"]["released"]
+    results = of(known)
+    assert not results.outdated
+    for protocol, outdated in ((STANDARD, False), (RELEASED, True)):
+        for table in (extended.table1(results, protocol), extended.tradeoff(results, protocol)):
+            row = next(row for name, row in texts(table).items() if "EB-JDAT-JEM++" in name)
+            assert {text == "outdated" for text in row.values()} == {outdated}
+    assert not [name for name in texts(extended.masking(results)) if "released" in name]
+    assert results.rate(OURS, 0, "clean", "released/clean") is None
+    with pytest.warns(UserWarning, match="lacks 25 of 26"):
+        digest = tracking.digest_of(pick(known, "clean"))
+        found = pd.DataFrame([{"tags.record.clean": digest, "metrics.clean/released/clean": 0.25}])
+        assert "clean/released/clean" not in frame.frame_from_store(found, known)
 
 
 def test_a_cell_without_a_number_says_why() -> None:
     results = of()
     assert results.missing(OURS, "autoattack/released/apgd-t") == "n/a"
     assert results.missing(CONTROL, "autoattack/released/union") == "not run"
-    assert cells.percent(results, OURS, "autoattack/released/apgd-t") == "n/a"
+    assert cells.either(results, OURS, "autoattack/released/apgd-t") == "n/a"
 
 
 # Cells
@@ -152,7 +169,7 @@ def test_a_cell_is_the_accuracy_of_the_record_with_its_interval() -> None:
     known = records()
     correct = pick(known, "autoattack")["rates"]["standard/apgd-ce"]["correct"]
     low, high = wilson(correct, 80)
-    cell = texts(extended.table1(of(known), STANDARD))["Ours (EB-JDAT-JEM++)"]["APGD-CE"]
+    cell = texts(extended.table1(of(known), STANDARD))["EB-JDAT-JEM++ (code form)"]["APGD-CE"]
     assert cell == f"{100 * correct / 80:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
@@ -163,7 +180,7 @@ def test_several_seeds_give_mean_spread_and_the_interval_of_the_images() -> None
     low, high = wilson(float(values.mean()) * 80, 80)
     mean, deviation = f"{100 * values.mean():.1f}", f"{100 * values.std():.1f}"
     expected = f"{mean} ±{deviation} (3) [{100 * low:.0f}, {100 * high:.0f}]"
-    assert cells.percent(results, OURS, "clean/standard/pgd-20") == expected
+    assert cells.either(results, OURS, "clean/standard/pgd-20") == expected
     assert cells.short(results, OURS, "clean/standard/pgd-20") == f"{mean} ± {deviation}"
 
 
@@ -240,8 +257,8 @@ def test_the_papers_layout_is_kept() -> None:
         "EOT-PGD: distortion bound",
     ]
     assert heads["section3"] == ["Robustness", "Accuracy", "Frechet distance"]
-    assert list(found["table1"][0].body.index) == ["Ours (EB-JDAT-JEM++)"]
-    assert list(found["table2"][1].body.index) == ["TRADES", "Ours (EB-JDAT-JEM++)"]
+    assert list(found["table1"][0].body.index) == ["Ours"]
+    assert list(found["table2"][1].body.index) == ["TRADES", "Ours"]
     assert [head for _, head in found["table3"][1].body.columns][:4] == ["8/255", "16/255", "32/255", "64/255"]
     assert all(re.fullmatch(r"\d+\.\d", cell) for cell in found["table3"][0].body.values.flat)
 
@@ -249,11 +266,11 @@ def test_the_papers_layout_is_kept() -> None:
 def test_published_rows_stand_below_ours_only_on_the_same_data_set() -> None:
     assert not any("Published" in text for text in tables.render(of()).values())
     results = of(records(profile="cifar10-cpu"), params_of_repository("cifar10-cpu"))
-    row = texts(paper.table3(results, RELEASED))["Published (EB-JDAT-JEM++)"]
+    row = texts(paper.paper_tables(results)["table3"][1])["Published (Ours)"]
     expected = {claim.column: claim.text() for claim in in_table("Table 3")}
     assert row["APGD-CE: iterations: 50"] == expected["APGD-CE, 50 iterations"]
     assert row["EOT-PGD: distortion bound: 16/255"] == expected["EOT-PGD, 32/255"], "the printed radius is twice ours"
-    assert list(paper.table2(results, STANDARD).body.index)[-2:] == ["Published (TRADES)", "Published (EB-JDAT-JEM++)"]
+    assert list(paper.paper_tables(results)["table2"][0].body.index)[-2:] == ["Published (TRADES)", "Published (Ours)"]
 
 
 @functools.cache
@@ -273,8 +290,9 @@ def test_the_latex_of_a_table_is_well_formed_and_needs_booktabs_alone(name: str)
             assert opened.pop() == environment
     assert opened == [] and text.isascii()
     assert not re.search(r"\\(resizebox|multirow|cmidrule|rowcolor|bfseries)", text)
-    assert text.count("\\toprule") == text.count("\\midrule") == text.count("\\bottomrule") == 2
+    assert text.count("\\toprule") == text.count("\\midrule") == text.count("\\bottomrule") == text.count("{tabular}{")
     for columns, body in re.findall(r"\\begin\{tabular\}\{(lc*)\}(.*?)\\end\{tabular\}", text, re.DOTALL):
+        assert len(columns) <= 5, "a column of 345 pt holds four numbers with deviations beside a name"
         for line in (line for line in body.splitlines() if line.endswith("\\\\")):
             spans = sum(int(width) - 1 for width in re.findall(r"\\multicolumn\{(\d+)\}", line))
             assert len(re.findall(r"(?<!\\)&", line)) + 1 + spans == len(columns)
@@ -295,16 +313,22 @@ def test_further_attacks_stand_to_the_right_of_the_papers() -> None:
     first = [head for _, head in extended.table1(results, STANDARD).body.columns]
     assert first[:4] == ["APGD-CE", "APGD-DLR", "FAB", "SQUARE"]
     assert first[4:] == ["APGD-T", "union", "AutoAttack cascade", "clean"]
-    assert [head for _, head in extended.table1(results, RELEASED).body.columns][4:] == ["union", "clean"]
+    assert [head for _, head in extended.table1(results, RELEASED).body.columns][4:] == [
+        "union without FAB",
+        "union with FAB",
+        "clean",
+    ]
     second = extended.table2(results, RELEASED).body
     assert [head for _, head in second.columns][4:] == ["PGD-AT", "Undefended", "all of them"]
-    assert list(second.index)[:3] == ["TRADES", "Ours (EB-JDAT-JEM++)", "PGD-AT (the surrogate)"]
-    assert extended.table3_extension(results, RELEASED) is None
+    assert list(second.index)[:3] == ["TRADES", "EB-JDAT-JEM++ (code form)", "PGD-AT"]
+    third = [group for group, _ in extended.table3(results, STANDARD).body.columns]
+    assert third[12::4] == ["APGD-CE, 100 iterations", "EOT-PGD, noise, 2 samples", "EOT-PGD, noise, 20 samples"]
+    assert len(extended.table3(results, RELEASED).body.columns) == 12
 
 
 def test_radius_and_iterations_of_a_heading_are_those_of_its_cell() -> None:
     known = records()
-    row = texts(extended.table3(of(known), STANDARD))["Ours (EB-JDAT-JEM++)"]
+    row = texts(extended.table3(of(known), STANDARD))["EB-JDAT-JEM++ (code form)"]
     for head, stage, key in (
         ("APGD-CE: distortion bound: 64/255", "sweep", "standard/apgd-ce/radius-2/steps-20"),
         ("APGD-CE: iterations: 10", "sweep", "standard/apgd-ce/radius-1/steps-10"),
@@ -318,34 +342,13 @@ def test_a_cell_of_table_2_says_where_the_surrogate_is_the_model_itself() -> Non
     rows = texts(extended.table2(of(), STANDARD))
     marked = {(name, head) for name, row in rows.items() for head, text in row.items() if text.endswith("white-box")}
     own = {head for head in rows["TRADES"] if head.startswith("from PGD-AT") or head.endswith("from: PGD-AT")}
-    assert marked == {("PGD-AT (the surrogate)", head) for head in own}
-
-
-def test_paired_comparisons_use_flags_of_shared_images() -> None:
-    table = extended.paired_table(of(), "PGD-20", "clean/standard/pgd-20")
-    assert len(table.body) == 6
-    row = texts(table)["JEM++ vs. PGD-AT"]
-    assert row["n"] == "80" and row["difference (points)"].startswith("-") and 0 < float(row["p"]) <= 1
+    assert marked == {("PGD-AT", head) for head in own}
 
 
 def test_both_checkpoints_stand_side_by_side() -> None:
-    row = texts(extended.checkpoints(of()))["EB-JDAT-JEM++"]
+    row = texts(extended.checkpoints(of()))["EB-JDAT-JEM++ (code form)"]
     assert float(row["PGD-20: best"].split()[0]) > float(row["PGD-20: last"].split()[0])
     assert row["APGD-CE + APGD-T: last"].endswith("]")
-
-
-def test_the_energy_verdict_compares_overlaps_seed_by_seed() -> None:
-    known, pair = records(seeds=(0, 1)), "EB-JDAT-JEM++ vs. JEM++ (overlap-all-fresh)"
-    rows = texts(extended.alignment(of(known)))
-    assert rows[pair]["first aligns"] == "less", "the difference is the same in both seeds"
-    assert rows["EB-JDAT-JEM vs. JEM (overlap-all)"]["first aligns"] == "not known"
-    assert texts(extended.alignment(of()))[pair]["first aligns"] == "less (one seed)"
-    pick(known, "clean", PLAIN, 1)["values"]["energy/overlap-all-fresh"] += 0.1
-    assert texts(extended.alignment(of(known)))[pair]["first aligns"] == "not told apart"
-    equal = records()
-    for record in (one for one in equal if one["stage"] == "clean"):
-        record["values"]["energy/overlap-all-fresh"] = 0.0
-    assert texts(extended.alignment(of(equal)))[pair]["first aligns"] == "equal (one seed)"
 
 
 def test_the_masking_page_shows_verdict_numbers_and_rule_and_the_harness_once() -> None:
@@ -354,15 +357,17 @@ def test_the_masking_page_shows_verdict_numbers_and_rule_and_the_harness_once() 
     audit = {"passed": True, "verdict": "shown", "numbers": {"steps 100": 0.5, "steps 20": 1.0}, "rule": "finds all"}
     audits |= {f"{name}/self-test": dict(audit) for name in PROTOCOLS}
     rows = texts(extended.masking(of(known)))
-    entry = rows["EB-JDAT-JEM++: standard/unbounded"]
+    entry = rows["EB-JDAT-JEM++ (code form): standard/unbounded"]
     assert entry["verdict"] == "pass" and "accuracy: 0.0 %" in entry["numbers"] and "unbounded" in entry["rule"]
-    assert [name for name in rows if name.endswith("self-test")] == ["EB-JDAT-JEM++: self-test"]
-    assert rows["EB-JDAT-JEM++: self-test"]["numbers"] == "steps 20: 100.0 %; steps 100: 50.0 %"
+    assert [name for name in rows if name.endswith("self-test")] == ["EB-JDAT-JEM++ (code form): self-test"]
+    assert rows["EB-JDAT-JEM++ (code form): self-test"]["numbers"] == "steps 20: 100.0 %; steps 100: 50.0 %"
     audits["standard/self-test"]["verdict"] = "failed"
     rows = texts(extended.masking(of(known)))
-    assert rows["EB-JDAT-JEM++: standard/self-test"]["verdict"] == "FAIL", "a failure hides behind no other protocol"
+    assert rows["EB-JDAT-JEM++ (code form): standard/self-test"]["verdict"] == "FAIL", (
+        "a failure hides behind no other protocol"
+    )
     pick(known, "masking")["revisions"]["masking"] = 0
-    assert texts(extended.masking(of(known)))["EB-JDAT-JEM++"]["verdict"] == "outdated"
+    assert texts(extended.masking(of(known)))["EB-JDAT-JEM++ (code form)"]["verdict"] == "outdated"
 
 
 def test_the_trade_off_of_each_protocol_shows_the_distance_of_that_protocol() -> None:
@@ -373,40 +378,59 @@ def test_the_trade_off_of_each_protocol_shows_the_distance_of_that_protocol() ->
     }
     column = "generation: classifier-frechet"
     rows = [texts(extended.tradeoff(of(known), protocol)) for protocol in PROTOCOLS.values()]
-    assert [row["EB-JDAT-JEM++"][column] for row in rows] == ["1.25", "2.50"]
+    assert [row["EB-JDAT-JEM++ (code form)"][column] for row in rows] == ["1.25", "2.50"]
     assert rows[0]["PGD-AT"][column] == "", "a baseline does not generate"
 
 
-def test_readings_of_a_variant_stand_in_a_table_of_their_own_beside_the_control() -> None:
-    known = records(seeds=(0, 1)) + [r for s in (0, 1) for m in (CONTROL, "ebjdat-jempp_energy") for r in made(m, s)]
-    for seed in (0, 1):
-        pick(known, "clean", "ebjdat-jempp_energy", seed)["values"]["energy/gap-adversarial"] = 0.1 + seed / 100
-    rows = texts(extended.readings(of(known)))
-    assert list(rows) == [
-        "cross entropy, w2 = 0.1",
-        "energy, w2 = 1, mean hinge",
-        "control: no energy term",
-        "JEM++: no adversarial images",
-    ]
-    differences = [-0.1, -0.09]
-    low, high = statistics.seed_interval(differences)
-    assert rows["energy, w2 = 1, mean hinge"]["minus the control's"] == f"-0.10 [{low:+.2f}, {high:+.2f}]"
-    assert "EB-JDAT-JEM++ (energy, w2 = 1)" not in texts(extended.energies(of(known)))
-    selected = PARAMS.model_copy(update={"variant": "jempp_energy"})
-    assert "EB-JDAT-JEM++ (energy, w2 = 1)" in texts(extended.energies(of(known, selected)))
+def test_a_study_has_a_row_for_each_of_its_models_with_records_and_says_what_differs() -> None:
+    assert extended.studies(of()) == [], "at most half of their models were run"
+    known = records(seeds=(0, 1)) + made(CONTROL) + made("ebjdat-jempp_energy")
+    (forms,) = extended.studies(of(known))
+    rows = texts(forms)
+    assert list(rows) == ["JEM++", "Control-JEM++", "EB-JDAT-JEM++ (code form)", "EB-JDAT-JEM++ (equations)"]
+    assert [row["w1, w2, w3"] for row in rows.values()] == ["1, 0, 0", "1, 0, 1", "1, 0.1, 1", "1, 1, 1"]
+    assert {row["epochs"] for row in rows.values()} == {"10"}
+    ours = rows["EB-JDAT-JEM++ (code form)"]
+    assert re.fullmatch(r"\d\d\.\d ±\d\.\d \(2\)", ours["APGD-T"]) and "n = 80; seeds 0, 1" in forms.caption
 
 
-def test_a_variant_like_another_one_stands_for_itself_where_it_trains_otherwise_and_was_run() -> None:
-    training = {**PARAMS.current.training, "jempp_mine": {"train_eps": 0.05}}
-    mine = PARAMS.variants["jempp"].model_copy(update={"like": "jempp", "label": "Mine"})
-    current = PARAMS.current.model_copy(update={"training": training})
-    params = PARAMS.model_copy(update={"variants": {**PARAMS.variants, "jempp_mine": mine}, "current": current})
-    assert names.reading_of(params, "jempp_mine") == "" and names.reading_of(params, "jempp_energy") == "jempp"
-    results = of([], params)
-    assert names.variants(results) == ["jem", "jempp", "sadajem"], "neither was run"
+def test_the_standardised_gap_is_the_gap_over_the_pooled_deviation() -> None:
+    known = records()
+    pick(known, "clean")["values"] |= {"energy/clean/std": 3.0, "energy/adversarial/std": 4.0}
+    assert of(known).values(OURS, "clean/energy/standardised-gap")[0] == pytest.approx(0.2 / 12.5**0.5)
+    assert of(known).values(PLAIN, "clean/energy/standardised-gap").empty
+
+
+def like(**values: object) -> Params:
+    """The parameters with a variant ``mine`` that is like JEM++ but for these values."""
+    mine = PARAMS.variants["jempp"].model_copy(update={"like": "jempp", "label": "JEM++ (mine)"} | values)
+    return PARAMS.model_copy(update={"variants": {**PARAMS.variants, "mine": mine}})
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({"w_energy": 0.3}, "EB-JDAT-JEM++ (code form, w2 = 0.3)"),
+        ({"reading": "energy", "w_energy": 1.0}, "EB-JDAT-JEM++ (equations)"),
+        ({"reading": "energy", "w_energy": 1.0, "gap": "mean"}, "EB-JDAT-JEM++ (equations, mean)"),
+        ({"reading": "energy", "w_energy": 0.0}, "EB-JDAT-JEM++ (equations, w2 = 0)"),
+        ({"attack_steps": 9}, "EB-JDAT-JEM++ (code form, mine)"),
+        ({"attack_steps": 9, "w_energy": 0.0}, "EB-JDAT-JEM++ (mine)"),
+        ({"reading": "released"}, "EB-JDAT-JEM++ (mine)"),
+    ],
+)
+def test_the_name_of_ebjdat_says_the_form_of_its_energy_term(values: dict[str, object], name: str) -> None:
+    assert names.display_name(like(**values), "ebjdat-mine") == name
+    assert names.display_name(like(**values), "pgd_at-mine") == "PGD-AT-JEM++ (mine)"
+
+
+def test_a_variant_like_another_one_stands_in_every_table_once_it_was_run_unless_it_has_one_of_its_own() -> None:
+    results = of([], like(attack_steps=9))
+    assert names.variants(results) == ["jem", "jempp", "sadajem"]
     with contextlib.chdir(tempfile.mkdtemp()):
-        results = of(write_records(setup_of(params, "ebjdat-jempp_mine")), params)
-    assert names.variants(results)[-1] == "jempp_mine" and "EB-JDAT-Mine" in texts(extended.tradeoff(results, STANDARD))
+        known = write_records(setup_of(results.params, "ebjdat-mine"))
+    known += made("ebjdat-jempp_energy") + made("ebjdat-jempp_energy_weak")
+    assert names.variants(of(known, results.params)) == ["jem", "jempp", "sadajem", "jempp_energy", "mine"]
 
 
 def test_the_settings_of_a_cell_are_those_of_its_protocol() -> None:
@@ -420,7 +444,7 @@ def test_the_settings_of_a_cell_are_those_of_its_protocol() -> None:
 
 def test_a_table_says_how_each_model_was_trained() -> None:
     rows = texts(extended.trained(of()))
-    assert rows["EB-JDAT-JEM++"]["energy term"] == "cross_entropy, w2 = 0.1"
+    assert rows["EB-JDAT-JEM++ (code form)"]["energy term"] == "cross_entropy, w2 = 0.1"
     assert rows["JEM++"]["training radius"] == "none" and rows["TRADES"]["training radius"] == "32/255"
 
 
@@ -433,90 +457,66 @@ def test_every_model_has_a_name_of_its_own() -> None:
 # Findings
 
 
-def findings(known: Iterable[Record]) -> dict[str, str]:
-    """Answers for EB-JDAT-JEM++ by question."""
-    return {question: row["EB-JDAT-JEM++"] for question, row in texts(extended.findings(of(known))).items()}
+def row_of(known: Iterable[Record], question: str) -> str:
+    """The answer for EB-JDAT-JEM++; empty where nobody asks."""
+    found = texts(findings.table(of(known)))
+    return next((row["EB-JDAT-JEM++ (code form)"] for name, row in found.items() if name == question), "")
 
 
-@pytest.mark.parametrize(("ours", "verdict"), [(0.95, "yes, this pair"), (0.5, "open"), (0.1, "no, this pair")])
-def test_a_finding_is_yes_or_no_where_the_interval_of_the_difference_excludes_0(ours: float, verdict: str) -> None:
-    found = findings(made(OURS, 0, ours) + made("pgd_at", 0, 0.5))
-    assert found["PGD-20: above PGD-AT"].startswith(f"{verdict} ")
-    assert found["PGD-20: above PGD-AT"].endswith("(n = 80, one seed)")
-    assert found["PGD-20: above its control"] == "not run"
-    question = "energies: aligned more than in PGD-AT (clean and adversarial)"
-    assert found[question] == "open 0.90, 0.90 (one seed)", "one seed has no spread"
-
-
-@pytest.mark.parametrize(("theirs", "verdict"), [((0.5, 0.45, 0.5), "yes"), ((0.1, 0.5, 0.9), "open")])
-def test_over_seeds_a_finding_rests_on_the_interval_over_images_and_seeds(
-    theirs: tuple[float, ...], verdict: str
-) -> None:
-    known = []
-    for seed, accuracy in enumerate(theirs):
-        known += made(OURS, seed, 0.95) + made("pgd_at", seed, accuracy)
-    both = list(of(known).pairs(OURS, "pgd_at", "clean/standard/pgd-20").values())
-    assert statistics.mean_interval(both)[0] > 0, "that over images excludes 0 with either"
-    found, interval = findings(known)["PGD-20: above PGD-AT"], statistics.points(*statistics.joint_interval(both))
-    assert found.startswith(f"{verdict} +") and found.endswith(f"{interval} (n = 80, 3 seeds)")
+@pytest.mark.parametrize(
+    ("ours", "verdict"), [(0.95, "higher, this pair"), (0.5, "undecided"), (0.1, "lower, this pair")]
+)
+def test_a_finding_about_accuracy_is_paired_by_image_and_of_one_seed_about_this_pair(ours: float, verdict: str) -> None:
+    known = made(OURS, 0, ours) + made("pgd_at", 0, 0.5)
+    found = row_of(known, "PGD-20 (points ±2), minus PGD-AT")
+    difference = statistics.Difference.of_rates(list(of(known).pairs(OURS, "pgd_at", "clean/standard/pgd-20").values()))
+    assert found == f"{verdict} {difference.text(1)} (1)"
+    assert row_of(known, "PGD-20 (points ±2), minus its control") == ""
 
 
 def test_a_finding_about_energies_is_about_the_seeds_that_both_models_have() -> None:
-    known = [
-        one for one in records(seeds=(0, 1, 2)) if (one["stage"], one["model"], one["seed"]) != ("clean", PLAIN, 0)
-    ]
+    known = [r for r in records((0, 1, 2)) if (r["stage"], r["model"], r["seed"]) != ("clean", PLAIN, 0)]
     for record in (one for one in known if one["stage"] == "clean" and one["model"] in (OURS, PLAIN)):
-        shares = (0.9, 0.5, 0.6) if record["model"] == OURS else (0.0, 0.3, 0.3)
+        shares = (0.9, 0.5, 0.6) if record["model"] == OURS else (0.0, 0.3, 0.301)
         record["values"]["energy/overlap-all"] = shares[record["seed"]]
-    question = "energies: aligned more than in the plain variant (buffer)"
-    low, high = statistics.seed_interval([0.2, 0.3])
-    assert findings(known)[question] == f"open 0.55, 0.30 [{low:+.2f}, {high:+.2f}] (2 seeds)"
-    row = texts(extended.alignment(of(known)))["EB-JDAT-JEM++ vs. JEM++ (overlap-all)"]
-    assert (row["first"].split(" ")[0], row["second"].split(" ")[0]) == ("0.55", "0.30"), "the same seeds"
-    known = [one for one in known if one["model"] != PLAIN]
-    assert findings(known)[question] == "not run"
+    expected = statistics.Difference.of_values([0.2, 0.299]).text(2)
+    assert row_of(known, "overlap, all (buffer) (share ±0.05), minus the plain variant") == f"undecided {expected} (2)"
 
 
-def test_a_finding_about_samples_counts_the_seeds_where_both_distances_are_known() -> None:
-    known, question = records(seeds=(0, 1)), "samples: nearer to the data than the chains' start"
-    values = [pick(known, "generate", OURS, seed)["values"] for seed in (0, 1)]
-    for place, value in enumerate(values):
-        value["generation/classifier-frechet"], value["generation/start-classifier-frechet"] = 1.0, 2.0 * place
-    assert findings(known)[question] == "in 1 of 2 1.00, 1.00"
-    del values[0]["generation/start-classifier-frechet"]
-    assert findings(known)[question] == "in 1 of 1 1.00, 2.00"
-    del values[1]["generation/classifier-frechet"]
-    assert findings(known)[question] == "no common seed"
+def test_samples_are_compared_with_the_start_of_their_chains() -> None:
+    known = records(seeds=(0, 1, 2))
+    for seed in (0, 1, 2):
+        values = pick(known, "generate", OURS, seed)["values"]
+        values["generation/classifier-frechet"], values["generation/start-classifier-frechet"] = seed / 100, 2.0
+    question = "Fréchet distance (distance ±0.1), minus its chains' start"
+    assert row_of(known, question).startswith("lower -1.99 [")
 
 
-def test_findings_tell_outdated_from_not_run_and_a_profile_without_ours_has_none() -> None:
-    old = made(CONTROL)
-    for record in old:
-        record["revisions"] = dict.fromkeys(record["revisions"], 0)
-    assert findings(records() + old)["AutoAttack: above its control"] == "outdated"
-    assert extended.findings(of([])).body.empty
+def test_the_verdicts_of_a_model_are_corrected_for_all_its_questions() -> None:
+    known = records(seeds=(0, 1, 2))
+    found = findings.findings(of(known))
+    assert {question.model for question in found} == {OURS}
+    margins = [one.margin for one in found.values()]
+    verdicts = statistics.verdicts([one.difference for one in found.values()], margins)
+    assert [one.verdict for one in found.values()] == verdicts and len(set(verdicts)) > 1
+    assert f"Holm over {len(found)} questions" in findings.table(of(known)).caption
+
+
+def test_each_form_meets_rivals_of_its_own_training() -> None:
+    assert findings.rivals("ebjdat-jempp_energy") == {"control": CONTROL, "base": PLAIN, "pgd_at": "pgd_at"}
+    assert findings.rivals("ebjdat-jempp_energy_40")["control"] == "control-jempp_40"
+    assert findings.rivals("ebjdat-jem") == {"control": "control-jem", "base": "base-jem", "pgd_at": "pgd_at"}
+    assert findings.table(of([])).body.empty
 
 
 # Files
 
 
-def test_tables_match_the_records_until_a_digit_is_typed_by_hand() -> None:
-    write_all(records())
-    tables.write_tables(frame.load(PARAMS, store=False))
-    assert tables.edited_tables(PARAMS) == []
-    path = tables.tables_dir("digits") / "table1.md"
-    text = path.read_text()
-    digit = re.search(r" (\d\d\.\d) ", text)
-    assert digit is not None
-    files.write_text(path, text.replace(digit[1], "99.9", 1))
-    assert tables.edited_tables(PARAMS) == [path.as_posix()]
-    path.unlink()
-    assert tables.edited_tables(PARAMS) == [path.as_posix()]
-    stranger = path.with_name("older.md")
-    files.write_text(stranger, "no record gives this\n")
-    assert stranger.as_posix() in tables.edited_tables(PARAMS)
-    tables.write_tables(frame.load(PARAMS, store=False))
-    assert not stranger.exists() and tables.edited_tables(PARAMS) == []
+def test_a_table_that_no_record_gives_is_removed_and_pictures_stay() -> None:
+    folder = tables.tables_dir("digits")
+    for name in ("older.md", "paper/older.tex", "older.svg"):
+        files.write_text(folder / name, "no record gives this\n")
+    assert set(tables.write_tables(of())) | {folder / "older.svg"} == {p for p in folder.rglob("*") if p.is_file()}
 
 
 def test_the_same_records_give_the_same_bytes() -> None:
@@ -525,7 +525,7 @@ def test_the_same_records_give_the_same_bytes() -> None:
 
 def test_a_profile_without_records_has_tables_without_numbers() -> None:
     found = tables.render(of([]))
-    assert "not run" in found["table1.md"] and "No EB-JDAT model has numbers" in found["findings.md"]
+    assert "not run" in found["table1.md"] and "seed none yet" in found["findings.md"]
     assert tables.headline(of([])) == {}
 
 
@@ -536,23 +536,19 @@ def test_the_headline_is_that_of_the_current_model_and_first_seed() -> None:
     assert found["accuracy_autoattack"] == rate["correct"] / rate["n"] and set(found) <= set(tracking.HEADLINE)
 
 
-def test_a_page_shows_the_tables_of_its_places_and_an_edited_digit_is_found(workspace: Path) -> None:
-    write_all(records())
-    results, page = frame.load(PARAMS, store=False), workspace / "README.md"
+def test_a_page_shows_the_tables_of_its_places(workspace: Path) -> None:
+    results, page = of(), workspace / "README.md"
     other = "<!-- table: cifar10/seeds -->\ntheirs\n<!-- end -->\n"
     files.write_text(page, f"{other}<!-- table: digits/tradeoff-standard -->\nold\n<!-- end -->\nBelow\n")
-    assert tables.page_is_edited(page, PARAMS)
     tables.fill_page(page, results)
-    assert not tables.page_is_edited(page, PARAMS)
     text = page.read_text()
-    assert "| EB-JDAT-JEM++ " in text and text.endswith("<!-- end -->\nBelow\n") and "old" not in text
+    assert "| EB-JDAT-JEM++ (code form) " in text and text.endswith("<!-- end -->\nBelow\n") and "old" not in text
     assert text.startswith(other), "places of another profile stay as they are"
-    files.write_text(page, re.sub(r" \d\d\.\d ", " 11.1 ", text, count=1))
-    assert tables.page_is_edited(page, PARAMS)
-    place = "<!-- table: digits/paper/table1-standard -->\n<!-- end -->"
-    assert "| Ours (EB-JDAT-JEM++) |" in tables.fill(place, results), "the paper's form has places of its own"
+    place = "<!-- table: digits/{} -->\n<!-- end -->"
+    assert "| Ours " in tables.fill(place.format("paper/table1-standard"), results), "the paper's form has its own"
+    assert tables.fill(place.format("dose"), results) == place.format("dose"), "a study without enough records is empty"
     with pytest.raises(UserError, match="no table 'digits/nothing'"):
-        tables.fill("<!-- table: digits/nothing -->\n<!-- end -->", results)
+        tables.fill(place.format("nothing"), results)
 
 
 def test_a_place_without_an_end_is_refused_and_nothing_is_swallowed(workspace: Path) -> None:

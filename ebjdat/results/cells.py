@@ -10,8 +10,7 @@ import pandas as pd
 
 from ebjdat.protocols import Protocol, as_fraction
 from ebjdat.results.frame import Results
-from ebjdat.results.statistics import seed_interval
-from ebjdat.run import Run
+from ebjdat.results.names import display_name, generates
 from ebjdat.statistics import spread, wilson
 
 LONGEST_CAPTION = 240
@@ -65,14 +64,14 @@ def pivot(
     results: Results,
     label: str,
     title: str,
-    models: Mapping[str, str],
+    models: Iterable[str] | Mapping[str, str],
     columns: Mapping[Column, str],
     *,
     protocol: Protocol | None = None,
     extra: str = "",
     show: Callable[[Results, str, str], str] | None = None,
 ) -> Table:
-    """Models as rows (model by its label), metrics ``<stage>/<metric>`` as columns.
+    """Models as rows (or by the label of their row), metrics ``<stage>/<metric>`` as columns.
 
     Args:
         protocol: which the metrics belong to, for the caption.
@@ -80,6 +79,8 @@ def pivot(
         show: makes the text of a cell; default: :func:`either`.
     """
     cell = show or either
+    if not isinstance(models, Mapping):
+        models = {display_name(results.params, model): model for model in models}
     rows = {name: [cell(results, model, metric) for metric in columns.values()] for name, model in models.items()}
     text = caption(results, models.values(), list(columns.values()), protocol, extra)
     return Table(label, title, text, grid("Model", columns, rows))
@@ -115,37 +116,17 @@ def short(results: Results, model: str, metric: str) -> str:
     return text.split(" [")[0].split(" (")[0].replace(" ±", " ± ")
 
 
-def percent(results: Results, model: str, metric: str) -> str:
-    """An accuracy, or the reason why there is none."""
-    values = results.values(model, metric)
-    return results.missing(model, metric) if values.empty else accuracy_text(values, min(results.images(model, metric)))
-
-
-def value(results: Results, model: str, metric: str) -> str:
-    """A plain number, or the reason why there is none."""
-    values = results.values(model, metric)
-    return results.missing(model, metric) if values.empty else value_text(values)
-
-
 def either(results: Results, model: str, metric: str) -> str:
-    """An accuracy or a plain number; nothing where a model that does not generate is asked for samples."""
-    generates = Run(results.profile, model, 0).variant is not None or not results.values(model, metric).empty
-    if metric.startswith("generate/") and not generates:
-        return ""
-    return (percent if results.images(model, metric) else value)(results, model, metric)
+    """An accuracy or a plain number, or the reason why there is none; empty where a model generates no samples."""
+    values, images = results.values(model, metric), results.images(model, metric)
+    if values.empty:
+        return "" if metric.startswith("generate/") and not generates(model) else results.missing(model, metric)
+    return accuracy_text(values, min(images)) if images else value_text(values)
 
 
 def per_seed(results: Results, first: str, second: str, metric: str) -> list[float]:
     """First minus second for every seed that both models have."""
     return list((results.values(first, metric) - results.values(second, metric)).dropna())
-
-
-def interval_text(differences: Sequence[float]) -> str:
-    """95 % t interval over seeds of plain differences; empty for one seed."""
-    if len(differences) < 2:
-        return ""
-    low, high = seed_interval(differences)
-    return f"[{low:+.2f}, {high:+.2f}]"
 
 
 _STAGES = {

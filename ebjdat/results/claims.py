@@ -3,7 +3,7 @@
 The released code at 327ea16 attacks images that are already in [-1, 1] with its eps in that scale, half the printed
 radius in pixel units, in training and in evaluation. So a published robust number may be called reproduced, or not,
 only by a model trained at 4/255 under the protocol ``released``, on the published network and schedule, on images
-enough. Every other pair is shown and called not comparable, with the reasons. A number of another data set is no
+enough. Every other pair is shown and called not comparable, with one reason. A number of another data set is no
 attempt at the published one and is not shown.
 """
 
@@ -17,10 +17,10 @@ from pathlib import Path
 import pandas as pd
 
 from ebjdat import files
-from ebjdat.config import Params, load_params
+from ebjdat.config import load_params
 from ebjdat.protocols import PROTOCOLS, as_fraction
 from ebjdat.results import frame, published
-from ebjdat.results.cells import percent, value
+from ebjdat.results.cells import either
 from ebjdat.results.frame import Results
 from ebjdat.results.names import display_name
 from ebjdat.results.published import Claim
@@ -51,7 +51,7 @@ class Judged:
     Attributes:
         results, model, protocol: where the number stands; None and empty without one.
         verdict: one of :data:`VERDICTS`.
-        reasons: why the pair is not comparable, or there is no number.
+        reasons: why the pair is not comparable, or there is no number; the page gives the first.
     """
 
     results: Results | None
@@ -139,16 +139,16 @@ def _meets(claim: Claim, results: Results, model: str, metric: str) -> bool:
 
 
 def overall(claim: Claim, everything: Iterable[Results]) -> Judged:
-    """The verdict of the most comparable of our numbers: the one with the fewest reasons against it."""
-    if claim.kind == "cost":
-        return Judged(None, "", "", "not comparable", ["hours on another device"])
-    if not claim.metric:
-        return Judged(None, "", "", "not run", ["not measured here"])
+    """The verdict of the most comparable of our numbers: the one with the fewest reasons against it, not the best."""
     same = [results for results in everything if results.params.current.data.dataset == claim.dataset]
-    if not claim.model or not same:
-        return Judged(
-            None, "", "", "not run", ["no such model here" if same else f"nothing was run on {claim.dataset}"]
-        )
+    reason = "hours on another device" if claim.kind == "cost" else "" if claim.metric else "not measured here"
+    reason = (
+        reason
+        or ("" if same else f"nothing was run on {claim.dataset}")
+        or ("" if claim.model else "no such model here")
+    )
+    if reason:
+        return Judged(None, "", "", "not comparable" if claim.kind == "cost" else "not run", [reason])
     asked = [(results, model) for results in same for model in _attempts(claim, results)]
     judged = [judge(claim, results, model, protocol) for results, model in asked for protocol in PROTOCOLS]
     return min(judged, key=lambda one: (one.verdict == "not run", len(one.reasons), one.protocol != "released"))
@@ -178,18 +178,15 @@ def page(everything: Sequence[Results]) -> str:
 
 
 def _section(table: str, verdicts: Sequence[tuple[Claim, Judged]]) -> str:
-    """One table; the reasons that all its rows share stand once above it."""
-    shared = [reason for reason in verdicts[0][1].reasons if all(reason in one.reasons for _, one in verdicts)]
+    """One table with its notes."""
     where = sorted({one.results.profile for _, one in verdicts if one.results and one.verdict != "not run"})
     sentences = ["Second-hand, from reading notes about the paper."] if verdicts[0][0].second_hand else []
     sentences += [f"Ours: {' and '.join(where)}."] if where else []
-    sentences += [f"Every row: {', '.join(shared)}."] if shared else []
     sentences += [f"{note[0].upper()}{note[1:]}." for note in published.notes(table)]
     rows = []
     for claim, one in verdicts:
         ours = [_ours(claim, one, protocol) for protocol in PROTOCOLS]
-        rest = ", ".join(reason for reason in one.reasons if reason not in shared)
-        verdict = (rest if one.verdict == "not run" else f"{one.verdict}: {rest}") if rest else one.verdict
+        verdict = ": ".join([one.verdict, *one.reasons[:1]]) if one.verdict != "not run" else one.reasons[0]
         rows.append([claim.row, claim.column, claim.text(), *ours, verdict])
     heads = ["Row", "Column", "Published", *(f"Ours, {protocol}" for protocol in PROTOCOLS), "Verdict"]
     aligned = ("left", "left", "right", "right", "right", "left")
@@ -200,18 +197,11 @@ def _section(table: str, verdicts: Sequence[tuple[Claim, Judged]]) -> str:
 def _ours(claim: Claim, one: Judged, protocol: str) -> str:
     if one.results is None:
         return ""
-    show = value if claim.kind == "generation" else percent
     other = f" ({display_name(one.results.params, one.model)})" if one.model != claim.model else ""
-    return show(one.results, one.model, claim.metric_under(protocol)) + other
+    return either(one.results, one.model, claim.metric_under(protocol)) + other
 
 
 def write_claims(current: Results) -> Path:
     """Write ``results/claims.md``; returns its path."""
     files.write_text(PAGE, page(collect(current)))
     return PAGE
-
-
-def claims_are_edited(params: Params) -> bool:
-    """Whether the page differs from what the record files give."""
-    wanted = page(collect(frame.load(params, store=False)))
-    return not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != wanted

@@ -6,25 +6,17 @@ docs/statistics.md says how cells, intervals and verdicts are to be read.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
-from statistics import mean
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ebjdat.evaluation.masking import VERDICTS
-from ebjdat.protocols import PROTOCOLS, STANDARD, AutoAttackCell, Protocol, as_fraction
-from ebjdat.results import cells, names, statistics
+from ebjdat.protocols import PROTOCOLS, STANDARD, Protocol, as_fraction
+from ebjdat.results import cells, names
 from ebjdat.results.cells import Column, Table
 from ebjdat.results.frame import Results
-from ebjdat.results.statistics import Difference
 from ebjdat.run import BASELINES
-from ebjdat.statistics import paired, spread
-
-Columns = Mapping[Column, str]
-"""Metric ``<stage>/<metric>`` by heading."""
 
 ATTACKS = {"apgd-ce": "APGD-CE", "apgd-dlr": "APGD-DLR", "fab-t": "FAB", "square": "SQUARE"}
-TRANSFER = ("pgd", "mi-fgsm", "vmi-fgsm", "vni-fgsm")
 
 
 def transfer_metric(protocol: str, surrogate: str, attack: str, neighbours: int) -> str:
@@ -42,36 +34,16 @@ def over_radii(protocol: Protocol, nominal: float, group: str, metric: str) -> d
     }
 
 
-def _with_numbers(results: Results, metric: str) -> dict[str, str]:
-    """Models that have a metric, by name."""
+def _with_numbers(results: Results, metric: str, first: Iterable[str] = ()) -> list[str]:
+    """``first``, then every other model that has a metric."""
     models = [model for model in names.all_models(results) if len(results.values(model, metric))]
-    return _named(results, models)
+    return list(dict.fromkeys([*first, *models]))
 
 
-def _named(results: Results, models: Iterable[str]) -> dict[str, str]:
-    return {names.display_name(results.params, model): model for model in models}
-
-
-def _ours_and_others(results: Results, metric: str, first: Mapping[str, str] = {}) -> dict[str, str]:
-    """The current model, then every other model that has the metric; ``first`` replaces the start."""
-    ours = results.params.model
-    rows = dict(first) or {f"Ours ({names.display_name(results.params, ours)})": ours}
-    others = {name: model for name, model in _with_numbers(results, metric).items() if model not in rows.values()}
-    return rows | others
-
-
-def _under(
-    results: Results,
-    protocol: Protocol,
-    label: str,
-    title: str,
-    models: Mapping[str, str],
-    columns: Columns,
-    extra: str,
-) -> Table:
-    """A table that exists once per protocol."""
+def _under(results: Results, protocol: Protocol, label: str, title: str, *what: Any, extra: str) -> Table:
+    """A table that exists once per protocol; ``what``: its models and columns."""
     label, title = f"{label}-{protocol.name}", f"{title}, protocol {protocol.name}"
-    return cells.pivot(results, label, title, models, columns, protocol=protocol, extra=extra)
+    return cells.pivot(results, label, title, *what, protocol=protocol, extra=extra)
 
 
 def table1(results: Results, protocol: Protocol) -> Table:
@@ -79,32 +51,32 @@ def table1(results: Results, protocol: Protocol) -> Table:
     stage, steps = f"autoattack/{protocol.name}", {cell.attack: cell.steps for cell in protocol.table1.alone}
     columns: dict[Column, str] = {("", name): f"{stage}/{key}" for key, name in ATTACKS.items()}
     more = {"apgd-t": "APGD-T"} if "apgd-t" in steps else {}
-    more |= {"union": "union"} | ({"autoattack": "AutoAttack cascade"} if protocol.table1.cascade else {})
+    if protocol.table1.cascade:
+        more |= {"union": "union", "autoattack": "AutoAttack cascade"}
+    else:
+        more |= {"union": "union without FAB", "union-with-fab": "union with FAB"}
     more |= {"clean": "clean"}
     columns |= {("extension", name): f"{stage}/{key}" for key, name in more.items()}
-    models = _ours_and_others(results, f"{stage}/apgd-ce")
-    title = "Table 1: robustness under AutoAttack's attacks"
-    extra = "Robust accuracy (%); FAB is FAB-T."
-    return _under(results, protocol, "table1", title, models, columns, extra)
+    models = _with_numbers(results, f"{stage}/apgd-ce", [results.params.model])
+    title, extra = "Table 1: robustness under AutoAttack's attacks", "Robust accuracy (%); FAB is FAB-T."
+    return _under(results, protocol, "table1", title, models, columns, extra=extra)
 
 
 def table2(results: Results, protocol: Protocol) -> Table:
     """Robustness under transfer attacks from every surrogate; a model's own column is white-box."""
     p, columns = protocol.name, dict[Column, str]()
     for n in protocol.transfer.neighbours:
-        for attack in TRANSFER:
+        for attack in protocol.transfer.attacks:
             if n == protocol.transfer.neighbours[0] or attack.startswith("v"):  # the others sample no neighbours
                 columns[f"from PGD-AT, N = {n}", attack.upper()] = transfer_metric(p, "pgd_at", attack, n)
     worst = "worst case per image, from"
     for surrogate in results.params.surrogates:
         columns[worst, names.display_name(results.params, surrogate)] = f"transfer/{p}/transfer/{surrogate}/worst"
     columns[worst, "all of them"] = f"transfer/{p}/transfer/worst"
-    ours = f"Ours ({names.display_name(results.params, results.params.model)})"
-    first = {"TRADES": "trades", ours: results.params.model, "PGD-AT (the surrogate)": "pgd_at"}
-    models = _ours_and_others(results, next(iter(columns.values())), first)
+    models = _with_numbers(results, next(iter(columns.values())), ["trades", results.params.model, "pgd_at"])
     title, extra = "Table 2: robustness under transfer attacks", "Robust accuracy (%); N: neighbours of VMI and VNI."
-    table = _under(results, protocol, "table2", title, models, columns, extra)
-    for row, model in models.items():
+    table = _under(results, protocol, "table2", title, models, columns, extra=extra)
+    for row, model in zip(table.body.index, models, strict=True):
         for column, metric in columns.items():
             if f"/transfer/{model}/" in metric and table.body.at[row, column].endswith("]"):
                 table.body.at[row, column] += ", white-box"
@@ -121,16 +93,12 @@ def table3_columns(protocol: Protocol, nominal: float) -> dict[Column, str]:
 
 
 def table3(results: Results, protocol: Protocol) -> Table:
-    """Robustness under APGD-CE over radius and iterations, and under EOT-PGD over radius."""
-    columns = table3_columns(protocol, results.params.current.evaluation.radius)
-    models = _ours_and_others(results, next(iter(columns.values())))
-    title, extra = "Table 3: robustness over distortion, iterations and EOT", "Robust accuracy (%); pixel units."
-    return _under(results, protocol, "table3", title, models, columns, extra)
+    """Robustness under APGD-CE over radius and iterations, and under EOT-PGD over radius.
 
-
-def table3_extension(results: Results, protocol: Protocol) -> Table | None:
-    """What this protocol adds to Table 3: more iterations, and noise inside the model; None if nothing."""
-    p, nominal, columns = protocol.name, results.params.current.evaluation.radius, dict[Column, str]()
+    To the right what the protocol adds to the paper's cells: more iterations, and noise inside the model.
+    """
+    p, nominal = protocol.name, results.params.current.evaluation.radius
+    columns = table3_columns(protocol, nominal)
     for steps in protocol.sweep.radii_steps[1:]:
         metric = f"sweep/{p}/apgd-ce/radius-{{radius}}/steps-{steps}"
         columns |= over_radii(protocol, nominal, f"APGD-CE, {steps} iterations", metric)
@@ -138,11 +106,9 @@ def table3_extension(results: Results, protocol: Protocol) -> Table | None:
         if (cell.noise, cell.samples) != ("plain", 2):
             metric = f"eot/{p}/eot-pgd/{cell.noise}/samples-{cell.samples}/radius-{{radius}}"
             columns |= over_radii(protocol, nominal, f"EOT-PGD, {cell.noise}, {cell.samples} samples", metric)
-    if not columns:
-        return None
-    models = _ours_and_others(results, next(iter(columns.values())))
-    title, extra = "Table 3, extension: longer attacks and randomness inside the model", "Robust accuracy (%)."
-    return _under(results, protocol, "table3-extension", title, models, columns, extra)
+    models = _with_numbers(results, next(iter(columns.values())), [results.params.model])
+    title, extra = "Table 3: robustness over distortion, iterations and EOT", "Robust accuracy (%); pixel units."
+    return _under(results, protocol, "table3", title, models, columns, extra=extra)
 
 
 def distances(results: Results) -> tuple[str, str]:
@@ -174,22 +140,19 @@ def _unequal(results: Results, models: Sequence[str]) -> str:
 def initialisation(results: Results) -> Table:
     """Section 2: each variant starts its chains where it was trained to start them."""
     distance, kernel = distances(results)
-    columns: dict[Column, str] = {
-        (distance, name): f"generate/generation/{kind}{distance}"
-        for name, kind in (
-            ("start", "start-"),
-            ("samples", ""),
-            ("test images", "test-"),
-            ("buffer", "buffer-"),
-            ("released protocol", "released-"),
-        )
+    kinds = {
+        "start": "start-",
+        "samples": "",
+        "test images": "test-",
+        "buffer": "buffer-",
+        "released protocol": "released-",
     }
+    columns = {(distance, name): f"generate/generation/{kind}{distance}" for name, kind in kinds.items()}
     columns[kernel, "samples"] = f"generate/generation/{kernel}"
-    models = _compared(results)
-    samples = results.params.current.evaluation.generation.samples
+    models, samples = _compared(results), results.params.current.evaluation.generation.samples
     extra = f"{samples} samples; lower is better.{_unequal(results, models)}"
     title = "Section 2: initialisation and generation"
-    table = cells.pivot(results, "initialisation", title, _named(results, models), columns, extra=extra)
+    table = cells.pivot(results, "initialisation", title, models, columns, extra=extra)
     recipes = [results.params.recipe(model) for model in models]
     table.body.insert(0, ("", "chain start"), [recipe.chain_start if recipe else "" for recipe in recipes])
     return table
@@ -198,7 +161,7 @@ def initialisation(results: Results) -> Table:
 def tradeoff(results: Results, protocol: Protocol) -> Table:
     """Section 3: robustness, accuracy and generation over all models of the profile."""
     p, distance = protocol.name, distances(results)[0]
-    overall, name = ("autoattack", "AutoAttack") if protocol.table1.cascade else ("union", "union of attacks")
+    overall, name = ("autoattack", "AutoAttack") if protocol.table1.cascade else ("union", "union without FAB")
     twin = "released-" if p == "released" else ""
     columns: dict[Column, str] = {
         ("robustness (%)", "PGD-20"): f"clean/{p}/pgd-20",
@@ -209,7 +172,7 @@ def tradeoff(results: Results, protocol: Protocol) -> Table:
     pgd, robust, *_ = columns.values()
     models = [*_compared(results), *BASELINES, *names.external_models(results)]
     title, extra = "Section 3: robustness, accuracy and generation", f"{distance}: lower is better."
-    table = _under(results, protocol, "tradeoff", title, _named(results, models), columns, extra)
+    table = _under(results, protocol, "tradeoff", title, models, columns, extra=extra)
     same = [_on_images_of(results, model, pgd, robust) for model in models]
     table.body.insert(1, ("robustness (%)", f"PGD-20, same images as {name}"), same)
     return table
@@ -230,65 +193,13 @@ def energies(results: Results) -> Table:
     columns: dict[Column, str] = {
         ("mean E(x), nats", name): f"clean/energy/{kind}/mean" for kind, name in names.ENERGIES.items()
     }
+    columns["", "d' of adversarial"] = "clean/energy/standardised-gap"
     for kind in ("adversarial", "generated", "generated-fresh"):
         columns["gap to clean", names.ENERGIES[kind]] = f"clean/energy/gap-{kind}"
     for kind in ("adversarial", "generated", "generated-fresh", "all", "all-fresh"):
         columns["overlap", names.ENERGIES.get(kind, kind.replace("-", ", "))] = f"clean/energy/overlap-{kind}"
     models = _with_numbers(results, "clean/energy/clean/mean")
     return cells.pivot(results, "energies", "Energies of clean, adversarial and generated images", models, columns)
-
-
-def overlap_metric(other: str, fresh: bool = False) -> str:
-    """The overlap of energies by which EB-JDAT is compared with another model; a baseline generates nothing.
-
-    Args:
-        fresh: generated images are those of fresh chains, not of the replay buffer.
-    """
-    kind = "adversarial" if other in BASELINES else "all-fresh" if fresh else "all"
-    return f"clean/energy/overlap-{kind}"
-
-
-def _direction(results: Results, ours: str, other: str, metric: str) -> str:
-    """Whose number is larger, in words."""
-    if results.values(ours, metric).empty or results.values(other, metric).empty:
-        return "not known"
-    found = cells.per_seed(results, ours, other, metric)
-    if not found:
-        return "no common seed"
-    if len(found) == 1:
-        return f"{'more' if found[0] > 0 else 'less' if found[0] < 0 else 'equal'} (one seed)"
-    return {"yes": "more", "no": "less", "open": "not told apart"}[statistics.seed_verdict(found)]
-
-
-def alignment(results: Results) -> Table:
-    """The central claim as a verdict: does EB-JDAT align the energies more than each other model does?"""
-    rows = {}
-    for variant in names.variants(results):
-        ours = f"ebjdat-{variant}"
-        twice = [(method, fresh) for method in ("base", "control") for fresh in (False, True)]
-        for method, fresh in (*twice, ("pgd_at", False), ("trades", False)):
-            other = names.rival(ours, method)
-            metric = overlap_metric(other, fresh)
-            texts = _side_by_side(results, ours, other, metric)
-            name = metric.removeprefix("clean/energy/")
-            rows[f"{_versus(results, ours, other)} ({name})"] = [*texts, _direction(results, ours, other, metric)]
-    metrics = [overlap_metric("base"), overlap_metric("base", True), overlap_metric("pgd_at")]
-    text = cells.caption(results, [f"ebjdat-{variant}" for variant in names.variants(results)], metrics)
-    body = cells.grid("Models (overlap of)", ["first", "second", "first aligns"], rows)
-    return Table("alignment", "Alignment of the energies: EB-JDAT against the others", text, body)
-
-
-def _versus(results: Results, first: str, second: str) -> str:
-    return f"{names.display_name(results.params, first)} vs. {names.display_name(results.params, second)}"
-
-
-def _side_by_side(results: Results, first: str, second: str, metric: str) -> list[str]:
-    """A plain number of two models, over the seeds that both have where there are any."""
-    both = [results.values(model, metric) for model in (first, second)]
-    common = both[0].index.intersection(both[1].index)
-    if len(common):
-        return [cells.value_text(values[common]) for values in both]
-    return [cells.value(results, model, metric) for model in (first, second)]
 
 
 def calibration(results: Results) -> Table:
@@ -303,65 +214,13 @@ def calibration(results: Results) -> Table:
 
 def checkpoints(results: Results) -> Table:
     """The best and the last checkpoint of every model: robust overfitting is the difference."""
-    compared = {
-        "clean": "clean/standard/clean",
-        "PGD-20": "clean/standard/pgd-20",
-        "APGD-CE + APGD-T": "autoattack/standard/apgd-ce-t",
-    }
-    columns = {
-        (name, which): f"{metric}{end}"
-        for name, metric in compared.items()
-        for which, end in (("best", ""), ("last", "-last"))
-    }
+    compared = {"clean": "clean/standard/clean", "PGD-20": "clean/standard/pgd-20"}
+    compared["APGD-CE + APGD-T"] = "autoattack/standard/apgd-ce-t"
+    ends = {"best": "", "last": "-last"}
+    columns = {(name, end): f"{metric}{ends[end]}" for name, metric in compared.items() for end in ends}
     models = _with_numbers(results, "clean/standard/clean-last")
     title, extra = "Best and last checkpoint", "Accuracy (%)."
     return cells.pivot(results, "checkpoints", title, models, columns, protocol=STANDARD, extra=extra)
-
-
-def paired_table(results: Results, name: str, metric: str) -> Table:
-    """All pairs of models on the same images: difference, its interval, McNemar's exact p-value; first seed."""
-    stage, _, key = metric.partition("/")
-    seed = results.params.seeds[0]
-    known = [(model, results.rate(model, seed, stage, key)) for model in names.all_models(results)]
-    rates = [(model, rate) for model, rate in known if rate is not None]
-    rows = {}
-    for place, (first, a) in enumerate(rates):
-        for second, b in rates[place + 1 :]:
-            pair = paired(a, b)
-            difference = f"{100 * pair.difference:+.1f} {statistics.points(*pair.interval())}"
-            texts = [str(pair.n), difference, str(pair.only_first), str(pair.only_second), f"{pair.p_value():.2g}"]
-            rows[_versus(results, first, second)] = texts
-    text = f"{cells.about(results, STANDARD)}; seed {seed}. p: McNemar's, not adjusted for {len(rows)} comparisons."
-    body = cells.grid("Models", ["n", "difference (points)", "only first", "only second", "p"], rows)
-    return Table(f"paired-{key.split('/')[-1]}", f"Paired comparison: {name}", text, body)
-
-
-def seeds_table(results: Results) -> Table:
-    """Differences under AutoAttack, protocol ``standard``: per seed, and their mean."""
-    rows, used = {}, set[int]()
-    for variant in names.variants(results):
-        ours = f"ebjdat-{variant}"
-        for method in ("base", "control", "pgd_at", "trades"):
-            other = names.rival(ours, method)
-            by_seed = results.pairs(ours, other, names.COMPARED["AutoAttack"])
-            if not by_seed:
-                continue
-            found = list(by_seed.values())
-            each, total = [100 * paired(*pair).difference for pair in found], Difference.of(found)
-            over = spread(each)
-            rows[_versus(results, ours, other)] = [
-                ", ".join(map(str, by_seed)),
-                ", ".join(f"{one:+.1f}" for one in each),
-                f"{over.mean:+.1f}" + (f" ±{over.deviation:.1f}" if over.seeds > 1 else ""),
-                statistics.points(*statistics.mean_interval(found)),
-                statistics.points(*statistics.joint_interval(found)),
-                f"{statistics.sign_flip_p(found):.2g}",
-                str(total.n),
-            ]
-            used |= set(by_seed)
-    heads = ["seeds", "difference per seed (points)", "mean", "95 %: images", "95 %: images and seeds", "p", "n"]
-    text = f"{cells.about(results, STANDARD)}; AutoAttack; {cells.seeds_text(used)}. p: exact, by sign flips of images."
-    return Table("seeds", "AutoAttack over seeds, paired", text, cells.grid("Models", heads, rows))
 
 
 _MASKING_WORDS = {"shown": "pass", "not rejected": "not rejected", "failed": "FAIL"}
@@ -398,117 +257,36 @@ def _numbers(found: Mapping[str, Any]) -> str:
     return "; ".join(f"{name}: {text}" for name, text in shown)
 
 
-def readings(results: Results) -> Table:
-    """Robustness, accuracy, energy gap and generation of each reading of the current variant."""
-    params, distance = results.params, distances(results)[0]
-    base = names.reading_of(params, params.variant) or params.variant
-    same = [name for name in params.variants if base in (name, names.reading_of(params, name))]
-    control, plain = f"control-{base}", f"base-{base}"
+def studies(results: Results) -> list[Table]:
+    """The tables of studies.yaml: models side by side that differ in one thing."""
+    distance, run = distances(results)[0], names.with_records(results)
     columns: dict[Column, str] = {
         ("", "clean"): "clean/standard/clean",
         ("", "PGD-20"): "clean/standard/pgd-20",
-        ("", "E(x_adv) - E(x)"): "clean/energy/gap-adversarial",
-        ("overlap", "clean and adversarial"): "clean/energy/overlap-adversarial",
-        ("overlap", "all"): "clean/energy/overlap-all",
-        ("overlap", "all, fresh chains"): "clean/energy/overlap-all-fresh",
-        (distance, "start"): f"generate/generation/start-{distance}",
-        (distance, "samples"): f"generate/generation/{distance}",
-        (distance, "buffer"): f"generate/generation/buffer-{distance}",
+        ("", "APGD-CE"): "autoattack/standard/apgd-ce",
+        ("", "APGD-T"): "autoattack/standard/apgd-t",
+        ("", "AutoAttack"): "autoattack/standard/autoattack",
+        ("", "E(x_adv) - E(x), nats"): "clean/energy/gap-adversarial",
+        ("", "d'"): "clean/energy/standardised-gap",
+        ("", distance): f"generate/generation/{distance}",
     }
-    models = {_reading(results, name): f"ebjdat-{name}" for name in same}
-    models = {name: model for name, model in sorted(models.items()) if len(results.values(model, columns["", "clean"]))}
-    models["control: no energy term"] = control
-    models[f"{names.display_name(params, plain)}: no adversarial images"] = plain
-    title = f"Readings of the adversarial term, {names.display_name(params, f'ebjdat-{base}')}"
-    extra = "E(x_adv) - E(x): nats; minus the control's: mean and 95 % interval over seeds."
-    table = cells.pivot(results, "readings", title, models, columns, protocol=STANDARD, extra=extra)
-    changes = [cells.per_seed(results, model, control, columns["", "E(x_adv) - E(x)"]) for model in models.values()]
-    shown = [
-        "" if model == control or not change else f"{mean(change):+.2f} {cells.interval_text(change)}".strip()
-        for model, change in zip(models.values(), changes, strict=True)
-    ]
-    table.body.insert(3, ("", "minus the control's"), shown)
-    return table
-
-
-def _reading(results: Results, variant: str) -> str:
-    recipe = results.params.variants[variant]
-    if not recipe.w_adversarial and not recipe.w_energy:
-        return "no reading, w2 = 0"
-    gap = f", {recipe.gap.replace('_', ' ')}" if recipe.reading == "energy" else ""
-    return f"{recipe.reading.replace('_', ' ')}, w2 = {recipe.w_energy:g}{gap}"
-
-
-def findings(results: Results) -> Table:
-    """The paper's questions as rows, the EB-JDAT variants that have numbers as columns."""
-    models, distance = names.ours_with_numbers(results), distances(results)[0]
-    answers: dict[str, Callable[[str], str]] = {}
-    for what in ("AutoAttack", "PGD-20", "clean accuracy"):
-        for method, name in names.RIVALS.items():
-            answers[f"{what}: above {name}"] = partial(_above, results, method, names.COMPARED[what])
-    for images, fresh in (("buffer", False), ("fresh chains", True)):
-        for method in ("base", "control"):
-            question = f"energies: aligned more than in {names.RIVALS[method]} ({images})"
-            answers[question] = partial(_larger, results, method, overlap_metric(method, fresh))
-    question = "energies: aligned more than in PGD-AT (clean and adversarial)"
-    answers[question] = partial(_larger, results, "pgd_at", overlap_metric("pgd_at"))
-    for method, name in names.RIVALS.items():
-        question = f"energies: E(x_adv) - E(x) larger than in {name}"
-        answers[question] = partial(_larger, results, method, "clean/energy/gap-adversarial")
-    answers["samples: nearer to the data than the chains' start"] = partial(_nearer, results, distance)
-    rows = {question: [answer(model) for model in models] for question, answer in answers.items()} if models else {}
-    text = (
-        f"{cells.about(results, STANDARD)}. Verdict; difference, or ours and theirs; 95 % interval: docs/statistics.md."
-    )
-    if not models:
-        text = f"No EB-JDAT model has numbers in profile {results.profile}."
-    heads = [names.display_name(results.params, model) for model in models] or ["none"]
-    return Table("findings", f"What was found on {results.profile}", text, cells.grid("Is it so?", heads, rows))
-
-
-def _above(results: Results, method: str, metric: str, ours: str) -> str:
-    other = names.rival(ours, method)
-    found = list(results.pairs(ours, other, metric).values())
-    if not found:
-        return _no_pair(results, ours, other, metric)
-    difference = Difference.of(found)
-    return f"{difference.verdict} {difference}"
-
-
-def _larger(results: Results, method: str, metric: str, ours: str) -> str:
-    other = names.rival(ours, method)
-    found = cells.per_seed(results, ours, other, metric)
-    if not found:
-        return _no_pair(results, ours, other, metric)
-    means = ", ".join(text.split(" ±")[0] for text in _side_by_side(results, ours, other, metric))
-    return " ".join(
-        filter(
-            None,
-            [
-                statistics.seed_verdict(found),
-                means,
-                cells.interval_text(found),
-                f"({statistics.count_seeds(len(found))})",
-            ],
-        )
-    )
-
-
-def _no_pair(results: Results, ours: str, other: str, metric: str) -> str:
-    """Why two models cannot be compared."""
-    empty = [model for model in (ours, other) if results.values(model, metric).empty]
-    return results.missing(empty[0], metric) if empty else "no common seed"
-
-
-def _nearer(results: Results, distance: str, ours: str) -> str:
-    samples, start = (results.values(ours, f"generate/generation/{kind}{distance}") for kind in ("", "start-"))
-    if samples.empty or start.empty:
-        return results.missing(ours, f"generate/generation/{distance if samples.empty else f'start-{distance}'}")
-    common = samples.index.intersection(start.index)
-    if not len(common):
-        return "no common seed"
-    lower = int((samples[common] < start[common]).sum())
-    return f"in {lower} of {len(common)} {samples[common].mean():.2f}, {start[common].mean():.2f}"
+    found = []
+    for label, one in names.studies()["tables"].items():
+        models = [model for model in one["models"] if model in run]
+        if 2 * len(models) <= len(one["models"]):
+            continue
+        shown = {
+            head: metric for head, metric in columns.items() if any(len(results.values(m, metric)) for m in models)
+        }
+        extra = "Accuracies in %; mean ± deviation (seeds)."
+        table = cells.pivot(results, label, one["title"], models, shown, protocol=STANDARD, extra=extra)
+        table.body[:] = table.body.map(lambda text: text.split(" [")[0])
+        recipes = [results.params.recipe(model) for model in models]
+        weights = [f"{r.w_px:g}, {r.w_energy:g}, {r.w_adversarial:g}" if r else "" for r in recipes]
+        table.body.insert(0, ("", "w1, w2, w3"), weights)
+        table.body.insert(1, ("", "epochs"), [str(results.params.training(model).epochs) for model in models])
+        found.append(table)
+    return found
 
 
 def readme(results: Results) -> Table:
@@ -520,26 +298,18 @@ def readme(results: Results) -> Table:
         ("", "AutoAttack"): "autoattack/standard/autoattack",
         ("", "FID" if distance == "fid" else "Fréchet distance"): f"generate/generation/{distance}",
     }
-    models = [*(f"{method}-{variant}" for method in ("ebjdat", "base", "control")), *BASELINES]
+    equations = {f"ebjdat-{variant}_energy"} & names.with_records(results)
+    models = [f"ebjdat-{variant}", *equations, f"base-{variant}", f"control-{variant}", *BASELINES]
     extra = "± over seeds; accuracies in %; distance: lower is better."
-    named = _named(results, models)
     title = "In four numbers"
-    return cells.pivot(results, "readme", title, named, columns, protocol=STANDARD, extra=extra, show=cells.short)
+    return cells.pivot(results, "readme", title, models, columns, protocol=STANDARD, extra=extra, show=cells.short)
 
 
 def settings(results: Results) -> Table:
     """Attacks, steps, step sizes, radii and noise as rows, the protocols as columns."""
     evaluation = results.params.current.evaluation
-    rows: dict[str, Callable[[Protocol], str]] = {
-        "radius r": lambda p: as_fraction(p.radius(evaluation.radius)),
-        "input noise": lambda p: _input_noise(results, p),
-        "PGD-20": lambda p: f"{p.pgd.steps} steps of {p.pgd.step:g} r, one random start",
-        "Table 1, each attack alone": lambda p: "; ".join(map(_alone, p.table1.alone)),
-        "Table 1, cascade": lambda p: "AutoAttack, version standard" if p.table1.cascade else "none, but their union",
-        "Table 2": _transfer,
-        "Table 3, APGD-CE": _sweep,
-        "Table 3, EOT-PGD": _eot,
-    }
+    by_protocol = [_cells(results, protocol) for protocol in PROTOCOLS.values()]
+    rows = {name: [found[name] for found in by_protocol] for name in by_protocol[0]}
     stages = {
         "PGD-20": "clean",
         "AutoAttack": "autoattack",
@@ -549,55 +319,46 @@ def settings(results: Results) -> Table:
     }
     counts = ", ".join(f"{getattr(evaluation, stage).images} ({name})" for name, stage in stages.items())
     text = f"{cells.about(results)}. The first {counts} test images."
-    body = cells.grid("Cell", PROTOCOLS, {name: [show(p) for p in PROTOCOLS.values()] for name, show in rows.items()})
-    return Table("settings", "What each cell runs", text, body)
+    return Table("settings", "What each cell runs", text, cells.grid("Cell", PROTOCOLS, rows))
 
 
-def _input_noise(results: Results, protocol: Protocol) -> str:
-    """Noise that labelled images had in training, pixel units, and which variants had it."""
-    by_sigma: dict[float, list[str]] = {}
+def _cells(results: Results, protocol: Protocol) -> dict[str, str]:
+    """What a protocol runs, by row of :func:`settings`."""
+    pgd, transfer, sweep, eot = protocol.pgd, protocol.transfer, protocol.sweep, protocol.eot
+    alone = [
+        f"{cell.attack.upper()}: {cell.steps} {'queries' if cell.attack == 'square' else 'steps'}"
+        + (f", {cell.targets} targets" if cell.targets else "")
+        for cell in protocol.table1.alone
+    ]
+    samples = [
+        f"{cell.samples} samples" + (f" with noise of sigma {eot.sigma:g} inside" if cell.noise == "noise" else "")
+        for cell in eot.cells
+    ]
+    by_sigma: dict[float, list[str]] = {}  # noise that labelled images had in training, pixel units
     for variant in names.variants(results):
         recipe = results.params.variants[variant]
         by_sigma.setdefault(protocol.input_noise(recipe.labelled_noise), []).append(recipe.label or variant)
-    shown = [
-        f"sigma {sigma:g}, one fixed draw, for {' and '.join(names)}" for sigma, names in by_sigma.items() if sigma
-    ]
-    return "; ".join([*shown, "else none"]) if shown else "none"
+    noise = [f"sigma {sigma:g}, one fixed draw, for {' and '.join(who)}" for sigma, who in by_sigma.items() if sigma]
+    return {
+        "radius r": as_fraction(protocol.radius(results.params.current.evaluation.radius)),
+        "input noise": "; ".join([*noise, "else none"]) if noise else "none",
+        "PGD-20": f"{pgd.steps} steps of {pgd.step:g} r, one random start",
+        "Table 1, each attack alone": "; ".join(alone),
+        "Table 1, cascade": "AutoAttack, version standard"
+        if protocol.table1.cascade
+        else "none, but the union without FAB, and with it",
+        "Table 2": f"{_list(map(str.upper, transfer.attacks))}: {transfer.steps} steps of {transfer.step:g} r; decay "
+        f"{transfer.decay:g}; VMI and VNI: {' or '.join(map(str, transfer.neighbours))} neighbours within "
+        f"{transfer.beta:g} r",
+        "Table 3, APGD-CE": f"{_list(sweep.radii)} r, {' and '.join(map(str, sweep.radii_steps))} steps; "
+        f"{_list(sweep.iterations)} steps at r; one restart",
+        "Table 3, EOT-PGD": f"{_list(eot.radii)} r; {eot.steps} steps of {eot.step:g} r at every radius; "
+        f"{_list(samples)}",
+    }
 
 
-def _alone(cell: AutoAttackCell) -> str:
-    unit = "queries" if cell.attack == "square" else "steps"
-    targets = f", {cell.targets} targets" if cell.targets else ""
-    return f"{cell.attack.upper()}: {cell.steps} {unit}{targets}"
-
-
-def _transfer(protocol: Protocol) -> str:
-    recipe = protocol.transfer
-    return (
-        f"{', '.join(name.upper() for name in recipe.attacks)}: {recipe.steps} steps of {recipe.step:g} r; decay "
-        f"{recipe.decay:g}; VMI and VNI: {' or '.join(map(str, recipe.neighbours))} neighbours within {recipe.beta:g} r"
-    )
-
-
-def _sweep(protocol: Protocol) -> str:
-    sweep = protocol.sweep
-    return (
-        f"{_radii(sweep.radii)}, {' and '.join(map(str, sweep.radii_steps))} steps; "
-        f"{', '.join(map(str, sweep.iterations))} steps at r; one restart"
-    )
-
-
-def _eot(protocol: Protocol) -> str:
-    eot = protocol.eot
-    cells = ", ".join(
-        f"{cell.samples} samples" + (f" with noise of sigma {eot.sigma:g} inside" if cell.noise == "noise" else "")
-        for cell in eot.cells
-    )
-    return f"{_radii(eot.radii)}; {eot.steps} steps of {eot.step:g} r at every radius; {cells}"
-
-
-def _radii(multiples: Iterable[float]) -> str:
-    return f"{', '.join(f'{multiple:g}' for multiple in multiples)} r"
+def _list(items: Iterable[object]) -> str:
+    return ", ".join(f"{item:g}" if isinstance(item, float) else str(item) for item in items)
 
 
 def trained(results: Results) -> Table:

@@ -19,9 +19,9 @@ from ebjdat import files
 from ebjdat.protocols import STANDARD, as_fraction
 from ebjdat.results import plots
 from ebjdat.results.extended import distances
+from ebjdat.results.findings import RIVALS, findings
 from ebjdat.results.frame import Results
-from ebjdat.results.names import COMPARED, ENERGIES, RIVALS, display_name, ours_with_numbers, rival
-from ebjdat.results.statistics import Difference
+from ebjdat.results.names import COMPARED, ENERGIES, display_name
 from ebjdat.run import Run
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -76,49 +76,36 @@ class Picture:
 Arrays = Mapping[str, np.ndarray]
 
 
-def differences(results: Results) -> dict[tuple[str, str, str], Difference]:
-    """EB-JDAT minus its rivals, by model, attack (of ``COMPARED``) and rival (of ``RIVALS``), where a seed has both."""
-    found = {}
-    for attack in reversed(COMPARED):
-        for method in RIVALS:
-            for model in ours_with_numbers(results):
-                pairs = results.pairs(model, rival(model, method), COMPARED[attack])
-                if pairs:
-                    found[model, attack, method] = Difference.of(list(pairs.values()))
-    return found
-
-
 def differences_picture(results: Results) -> Picture | None:
-    """The differences as points with intervals; None where there are none."""
-    found = differences(results)
-    if not found:
+    """EB-JDAT minus its rivals in accuracy, points with intervals; None where there is nothing to compare."""
+    asked = ((quantity, rival) for quantity in reversed(COMPARED) for rival in ("control", "base", "pgd_at"))
+    found = {one: finding for one, finding in findings(results).items() if one.quantity in COMPARED}
+    rows = [row for row in asked if any((one.quantity, one.rival) == row for one in found)]
+    if not rows:
         return None
-    rows = list(dict.fromkeys((attack, method) for _, attack, method in found))
-    models = {model: display_name(results.params, model) for model, *_ in found}
+    models = {one.model: display_name(results.params, one.model) for one in found}
 
     def plot(figure: Any) -> None:
         axes = _axes(figure, "difference in accuracy (points)")
         for place, (model, name) in enumerate(models.items()):
-            mine = {rows.index(row): found[model, *row] for row in rows if (model, *row) in found}
+            mine = {rows.index((one.quantity, one.rival)): f for one, f in found.items() if one.model == model}
             y = [row + (place - (len(models) - 1) / 2) * 0.7 / len(models) for row in mine]
-            mean, low, high = 100 * np.array([(one.mean, one.low, one.high) for one in mine.values()]).T
+            ends = np.array([one.difference.interval for one in mine.values()]).T
+            mean = np.array([one.difference.mean for one in mine.values()])
             style: Any = {"color": COLOURS[place % len(COLOURS)], "fmt": MARKERS[place % len(MARKERS)], "capsize": 2}
-            axes.errorbar(mean, y, xerr=[mean - low, high - mean], label=name, **style)
+            axes.errorbar(mean, y, xerr=[mean - ends[0], ends[1] - mean], label=name, **style)
         axes.axvline(0.0, color="black", linewidth=0.8)
-        axes.set_yticks(range(len(rows)), [f"{attack}, minus {RIVALS[method]}" for attack, method in rows])
+        axes.set_yticks(range(len(rows)), [f"{quantity}, minus {RIVALS[rival]}" for quantity, rival in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
-        axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3, columnspacing=1.0, handletextpad=0.3)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, columnspacing=1.0, handletextpad=0.3)
 
-    told = [
-        f"{models[model]}, {attack}, minus {RIVALS[method]}: {found[model, attack, method]}"
-        for model, attack, method in found
-    ]
+    told = [f"{models[one.model]}, {one.quantity}, minus {RIVALS[one.rival]}: {f}" for one, f in found.items()]
     caption = (
         f"EB-JDAT minus each rival at {_radius(results)}, protocol standard, paired by image. Bars: 95 % interval over "
         "images and seeds. Right of 0 EB-JDAT is better."
     )
-    return Picture(_drawn(plot, (6.4, 1.1 + 0.36 * len(rows)), "svg"), "; ".join(told), caption)
+    return Picture(_drawn(plot, (6.4, 1.1 + 0.4 * len(rows)), "svg"), "; ".join(told), caption)
 
 
 def tradeoff_picture(results: Results) -> Picture | None:

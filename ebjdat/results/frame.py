@@ -7,6 +7,7 @@ parameters or revisions than today's are left out and counted. Per-image flags a
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import pandas as pd
 from ebjdat import tracking
 from ebjdat.config import Params, Setup, resolve
 from ebjdat.errors import UserError
-from ebjdat.record import Record, outdated, read_records, run_of
+from ebjdat.record import Record, current_part, outdated, read_records, run_of, superseded
 from ebjdat.run import Run
 from ebjdat.statistics import Rate
 
@@ -56,19 +57,16 @@ class Results:
 
     def values(self, model: str, metric: str) -> pd.Series:
         """A metric ``<stage>/<metric>`` of a model by seed; empty where there is none."""
-        if (model, metric) not in self._asked:
-            part = self._by_model.get(model)
-            found = pd.Series(dtype=float) if part is None or metric not in part else part[metric].dropna()
-            self._asked[model, metric] = found
-        return self._asked[model, metric]
+        part = self._by_model.get(model, {})
+        if metric not in part:
+            return pd.Series(dtype=float)
+        return part[metric]
 
     @functools.cached_property
-    def _asked(self) -> dict[tuple[str, str], pd.Series]:
-        return {}  # pandas takes its time for each of some thousand cells
-
-    @functools.cached_property
-    def _by_model(self) -> dict[str, pd.DataFrame]:
-        return {str(model): part.droplevel("model") for model, part in self.frame.groupby(level="model")}
+    def _by_model(self) -> dict[str, dict[str, pd.Series]]:
+        """Taken apart once: pandas takes its time for each of some thousand cells."""
+        parts = {str(model): part.droplevel("model") for model, part in self.frame.groupby(level="model")}
+        return {model: {str(name): one.dropna() for name, one in part.items()} for model, part in parts.items()}
 
     def images(self, model: str, metric: str) -> list[int]:
         """Test images behind an accuracy, by seed; empty for a plain value."""
@@ -76,11 +74,12 @@ class Results:
 
     def missing(self, model: str, metric: str) -> str:
         """Why a cell has no number: ``not run``, ``outdated``, or ``n/a`` where its record lacks the metric."""
-        stage = metric.partition("/")[0]
-        for known, reason in ((self.records, "n/a"), (self.outdated, "outdated")):
-            if any((model, stage) == (one, other) for one, _, other in known):
-                return reason
-        return "not run"
+        wanted = model, metric.partition("/")[0]
+        found = [record for (one, _, stage), record in self.records.items() if (one, stage) == wanted]
+        older = any((one, stage) == wanted for one, _, stage in self.outdated)
+        if any(superseded(record, metric) for record in found) or (older and not found):
+            return "outdated"
+        return "n/a" if found else "not run"
 
     def record(self, model: str, seed: int, stage: str) -> Record | None:
         """The record of a run's stage; None without one, or with an outdated one."""
@@ -125,7 +124,8 @@ def load(params: Params, root: Path = Path(), *, store: bool = True, pictures: P
         return results
     try:
         tracking.log_records(params.profile, found, pictures)
-        frame = frame_from_store(tracking.search(params.profile), results.records)
+        known = [record for record in found if (record["model"], record["seed"], record["stage"]) in results.records]
+        frame = frame_from_store(tracking.search(params.profile), known)
     except tracking.TrackingError as error:
         tracking.warn(error, "records")
         return results
@@ -147,8 +147,8 @@ def from_records(params: Params, found: Iterable[Record]) -> Results:
         if reason:
             older[key] = reason
         else:
-            current[key] = record
-    return Results(params, frame_from_records(current.values()), current, older)
+            current[key] = current_part(record)
+    return Results(params, _frame((one, tracking.metrics_of(one)) for one in current.values()), current, older)
 
 
 def _outdated(params: Params, record: Record) -> str:
@@ -158,13 +158,8 @@ def _outdated(params: Params, record: Record) -> str:
         return str(error)
 
 
-def frame_from_records(records: Iterable[Record]) -> pd.DataFrame:
-    """The frame, from the records themselves."""
-    return _frame((record, tracking.metrics_of(record)) for record in records)
-
-
-def frame_from_store(found: pd.DataFrame, records: Mapping[Key, Record]) -> pd.DataFrame:
-    """The frame, from what MLflow knows of these records.
+def frame_from_store(found: pd.DataFrame, records: Collection[Record]) -> pd.DataFrame:
+    """The frame, from what MLflow knows of these records, as they were written.
 
     Args:
         found: of :func:`ebjdat.tracking.search`; a run's tag ``record.<stage>`` says whose numbers it has.
@@ -173,7 +168,8 @@ def frame_from_store(found: pd.DataFrame, records: Mapping[Key, Record]) -> pd.D
     tags = [name for name in found if name.startswith("tags.record.")]
     logged = {(tag, run[tag]): run for run in runs for tag in tags}
     rows, lacking = [], 0
-    for (_, _, stage), record in records.items():
+    for record in records:
+        stage = record["stage"]
         run = logged.get((f"tags.record.{stage}", tracking.digest_of(record)))
         lacking += run is None
         rows.append((record, tracking.metrics_of(record) if run is None else _stage_metrics(run, stage)))
@@ -188,13 +184,24 @@ def _stage_metrics(run: Mapping[Hashable, Any], stage: str) -> dict[str, float]:
     return {name.removeprefix("metrics."): float(value) for name, value in metrics.items() if value == value}
 
 
+def _standardised(metrics: Mapping[str, float]) -> dict[str, float]:
+    """d': the gap of the mean energies over their pooled standard deviation, where a run has both."""
+    gap, *deviations = (
+        metrics.get(f"clean/energy/{name}") for name in ("gap-adversarial", "clean/std", "adversarial/std")
+    )
+    if gap is None or None in deviations or not any(deviations):
+        return {}
+    return {"clean/energy/standardised-gap": gap / math.sqrt(sum(one**2 for one in deviations if one) / 2)}
+
+
 def _frame(rows: Iterable[tuple[Record, Mapping[str, float]]]) -> pd.DataFrame:
     by_run: dict[Run, dict[str, float]] = {}
     for record, metrics in rows:
-        by_run.setdefault(run_of(record), {}).update(metrics)
+        shown = {name: value for name, value in metrics.items() if not superseded(record, name)}
+        by_run.setdefault(run_of(record), {}).update(shown)
     runs = sorted(by_run)
     index = pd.MultiIndex.from_tuples([(run.model, run.seed) for run in runs], names=["model", "seed"])
     about = {"profile": [run.profile for run in runs], "method": [run.method for run in runs]}
     about["variant"] = [run.variant or "" for run in runs]
-    numbers = pd.DataFrame([by_run[run] for run in runs], index=index, dtype=float)
+    numbers = pd.DataFrame([by_run[run] | _standardised(by_run[run]) for run in runs], index=index, dtype=float)
     return pd.concat([pd.DataFrame(about, index=index), numbers[sorted(numbers)]], axis=1)

@@ -1,12 +1,20 @@
-"""What models are called in tables, in which order they stand, and what they are compared with."""
+"""What models are called in tables, in which order they stand, and which stand where."""
 
 from __future__ import annotations
 
-from ebjdat.config import Params
-from ebjdat.results.frame import Results
-from ebjdat.run import BASELINES, EXTERNAL, METHODS, Run
+import functools
+from pathlib import Path
+from typing import Any
 
-BASELINE_NAMES = {"pgd_at": "PGD-AT", "trades": "TRADES", "undefended": "Undefended"}
+from ebjdat.config import Params, read_yaml
+from ebjdat.results.frame import Results
+from ebjdat.run import BASELINES, EXTERNAL, METHODS
+
+BASELINE_NAMES = {"pgd_at": "PGD-AT", "trades": "TRADES", "dhat": "DHAT", "undefended": "Undefended"}
+FORMS = {"cross_entropy": "code form", "energy": "equations"}
+"""What the two readings of the paper's energy term are called."""
+EQUATIONS_WEIGHT = 1.0
+"""w2 of the paper's equations; a name says any other one."""
 READING = ("reading", "w_energy", "gap")
 """What two recipes differ in that are two readings of one variant."""
 COMPARED = {
@@ -14,9 +22,7 @@ COMPARED = {
     "PGD-20": "clean/standard/pgd-20",
     "AutoAttack": "autoattack/standard/autoattack",
 }
-"""What models are compared by, image by image, under the protocol ``standard``."""
-RIVALS = {"base": "the plain variant", "control": "its control", "pgd_at": "PGD-AT"}
-"""What EB-JDAT is compared with in the findings: method, and its name there."""
+"""Accuracies that models are compared by, under the protocol ``standard``."""
 ENERGIES = {
     "clean": "clean",
     "adversarial": "adversarial",
@@ -28,25 +34,41 @@ ENERGIES = {
 """Kinds of images whose energies the stage ``clean`` measures, and their headings."""
 
 
+@functools.cache
+def studies() -> dict[str, Any]:
+    """studies.yaml."""
+    return dict(read_yaml(Path(__file__).with_name("studies.yaml")))
+
+
 def display_name(params: Params, model: str) -> str:
-    """EB-JDAT-JEM++, JEM++, Control-JEM++, PGD-AT; an external model's own name."""
-    run = Run(params.profile, model, 0)
-    if run.variant is None:
-        return BASELINE_NAMES.get(model, model.removeprefix(EXTERNAL))
-    label = params.variants[run.variant].label or run.variant
-    return {"ebjdat": f"EB-JDAT-{label}", "base": label, "control": f"Control-{label}"}[run.method]
+    """EB-JDAT-JEM++ (code form), JEM++, Control-JEM++, PGD-AT, PGD-AT-JEM (on JEM's network and optimiser); an external
+    model's own name."""
+    if model.startswith(EXTERNAL):
+        return model.removeprefix(EXTERNAL)
+    method, _, variant = model.partition("-")
+    if not variant:
+        return BASELINE_NAMES.get(model, model)
+    label = params.variants[variant].label or variant
+    if method == "ebjdat":
+        return f"EB-JDAT-{_with_form(params, variant, label)}"
+    start = {"base": "", "control": "Control-"} | {name: f"{shown}-" for name, shown in BASELINE_NAMES.items()}
+    return f"{start[method]}{label}"
 
 
-def variants(results: Results) -> list[str]:
-    """Variants with a place in every table: all that stand for themselves, the selected one, and of those made
-    ``like`` another one what has numbers and is no mere reading of it."""
-    params = results.params
-    run = {Run(results.profile, model, 0).variant for model, _ in results.frame.index}
-    return [
-        name
-        for name, recipe in params.variants.items()
-        if name == params.variant or not recipe.like or (name in run and not reading_of(params, name))
-    ]
+def _with_form(params: Params, variant: str, label: str) -> str:
+    """A label that says the form of the energy term; of a mere reading, that of its variant with form and w2."""
+    recipe, like = params.variants[variant], reading_of(params, variant)
+    form, said = FORMS.get(recipe.reading, ""), []
+    if form and (like or not recipe.like):
+        plain = params.variants[like or variant]
+        usual = EQUATIONS_WEIGHT if recipe.reading == "energy" else plain.w_energy
+        label = plain.label or like or variant
+        said += [f"w2 = {recipe.w_energy:g}"] if recipe.w_energy != usual else []
+        said += [recipe.gap.replace("_", " ")] if recipe.gap != plain.gap else []
+    elif not recipe.w_energy or form in label:
+        return label
+    name, _, rest = label.partition(" (")
+    return f"{name} ({', '.join(filter(None, [form, *said, rest.removesuffix(')')]))})"
 
 
 def reading_of(params: Params, variant: str) -> str:
@@ -59,6 +81,26 @@ def reading_of(params: Params, variant: str) -> str:
     training = [params.training(f"ebjdat-{name}") for name in (variant, like)]
     same = ours.model_dump(exclude=rest) == theirs.model_dump(exclude=rest) and training[0] == training[1]
     return like if same and any(getattr(ours, name) != getattr(theirs, name) for name in READING) else ""
+
+
+def with_records(results: Results) -> set[str]:
+    """Models that have a record, outdated or not."""
+    return {model for model, *_ in (*results.records, *results.outdated)}
+
+
+def variants(results: Results, *more: str) -> list[str]:
+    """Variants with a place in every table: those that are like no other, the selected one, and of the rest what was
+    run and has no table of its own; ``more``: models whose variant has a place all the same."""
+    params, content = results.params, studies()
+    elsewhere = {model for one in content["tables"].values() for model in one["models"]}
+    run = {model.partition("-")[2] for model in with_records(results) - (elsewhere - set(more))}
+    run |= {name for name in content["everywhere"] if f"ebjdat-{name}" in with_records(results)}
+    return [name for name, one in params.variants.items() if not one.like or name == params.variant or name in run]
+
+
+def generates(model: str) -> bool:
+    """Whether it is a JEM, which has samples."""
+    return model.partition("-")[0] in METHODS
 
 
 def by_variant(results: Results) -> list[str]:
@@ -75,14 +117,3 @@ def all_models(results: Results) -> list[str]:
     """Every model that may have numbers, in the order of the tables; external ones last."""
     jem_models = [f"{method}-{variant}" for method in METHODS for variant in variants(results)]
     return [*jem_models, *BASELINES, *external_models(results)]
-
-
-def rival(model: str, method: str) -> str:
-    """What a model is compared with: a baseline, or another method of the same variant."""
-    return method if method in BASELINES else f"{method}-{Run('', model, 0).variant}"
-
-
-def ours_with_numbers(results: Results) -> list[str]:
-    """The EB-JDAT models that have one of the numbers of :data:`COMPARED`."""
-    models = [f"ebjdat-{variant}" for variant in variants(results)]
-    return [model for model in models if any(len(results.values(model, key)) for key in COMPARED.values())]

@@ -24,9 +24,9 @@ from ebjdat.protocols import as_fraction
 from ebjdat.record import times_path
 from ebjdat.results import figures
 from ebjdat.results.figures import Picture
+from ebjdat.results.findings import RIVALS, Question, findings
 from ebjdat.results.frame import Results
-from ebjdat.results.names import COMPARED, RIVALS, all_models, display_name
-from ebjdat.results.statistics import Difference, points
+from ebjdat.results.names import COMPARED, all_models, display_name, generates
 from ebjdat.run import Run
 
 PAPER = 'EB-JDAT ("Your Classifier Can Do More", CVPR 2026, arXiv:2505.19459)'
@@ -66,7 +66,7 @@ def page(results: Results) -> str:
     missing = "Not here: python -m stages.tables writes them."
     runs = {display_name(results.params, run.model): run for run in _runs(results)}
     pictures = {name: figures.model_pictures(run) for name, run in runs.items()}
-    generating = {name: found for name, found in pictures.items() if runs[name].variant}
+    generating = {name: found for name, found in pictures.items() if generates(runs[name].model) or "samples" in found}
     sections = [
         _drawn("Robustness and accuracy", figures.tradeoff_picture(results)),
         Section("Tables of the paper", "" if paper else missing, tables=[table(path) for path in paper]),
@@ -96,16 +96,9 @@ def lead(results: Results) -> str:
     if clean.empty or robust.empty:
         return f"{what} {name} has no numbers yet: dvc repro makes them."
     found = f"{name}: {100 * clean.mean():.1f} % of clean images right, {100 * robust.mean():.1f} % under AutoAttack"
-    told = [
-        f"{_place(one)} {RIVALS[method]} ({100 * one.mean:+.1f} points {points(one.low, one.high)})"
-        for (model, attack, method), one in figures.differences(results).items()
-        if (model, attack) == (params.model, "AutoAttack")
-    ]
+    asked = {rival: findings(results).get(Question(params.model, "AutoAttack", rival)) for rival in RIVALS}
+    told = [f"minus {RIVALS[rival]} {one.numbers} points ({one.verdict})" for rival, one in asked.items() if one]
     return f"{what} {'; '.join([found, *told])}."
-
-
-def _place(one: Difference) -> str:
-    return "above" if one.low > 0 else "below" if one.high < 0 else "not told apart from"
 
 
 def masking_line(results: Results) -> str:
@@ -169,10 +162,10 @@ def provenance(results: Results) -> Section:
 
 
 def _runs(results: Results) -> list[Run]:
-    """Models with numbers, the current one first, each with the first seed."""
-    current, known = results.params.model, results.frame.index.get_level_values("model")
-    models = sorted(all_models(results), key=lambda model: model != current)
-    return [Run(results.profile, model, results.params.seeds[0]) for model in models if model in known]
+    """Models with numbers, the current one first, each with its first seed."""
+    seeds = {str(model): int(seed) for model, seed in reversed(results.frame.index)}
+    models = sorted(all_models(results), key=lambda model: model != results.params.model)
+    return [Run(results.profile, model, seeds[model]) for model in models if model in seeds]
 
 
 def _drawn(heading: str, picture: Picture | None) -> Section:

@@ -1,7 +1,4 @@
-"""Differences of two models over images and seeds: intervals, exact p-values, verdicts. See docs/statistics.md.
-
-``pairs`` is always one (Rate, Rate) per seed, of two models on the same images.
-"""
+"""Differences of two models over images and seeds, and what may be said of them; docs/statistics.md explains both."""
 
 from __future__ import annotations
 
@@ -12,104 +9,95 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from ebjdat.statistics import Z95, Rate, spread
+from ebjdat.statistics import Rate
 
-Pairs = Sequence[tuple[Rate, Rate]]
-
-
-def differences(pairs: Pairs) -> np.ndarray:
-    """(seeds, n) first minus second, -1, 0 or 1, on the images that all seeds have."""
-    n = min(rate.n for pair in pairs for rate in pair)
-    return np.array([a.per_image()[:n].astype(float) - b.per_image()[:n] for a, b in pairs])
-
-
-def mean_interval(pairs: Pairs) -> tuple[float, float]:
-    """95 % interval of the mean difference over seeds, in [-1, 1], images being the sample.
-
-    Bonett and Price's (2012), as in :class:`ebjdat.statistics.Paired` for one seed: one image more in favour of each
-    side, then the normal interval of the mean. With several seeds an image counts with its mean over them.
-    """
-    values = np.concatenate([differences(pairs).mean(axis=0), [1.0, -1.0]])
-    mean, half = float(values.mean()), Z95 * float(values.std()) / math.sqrt(len(values))
-    return max(-1.0, mean - half), min(1.0, mean + half)
-
-
-def seed_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % Student t interval of the mean of one number per training run; at least two of them."""
-    over = spread(values)
-    half = float(stats.t.ppf(0.975, over.seeds - 1)) * over.deviation / math.sqrt(over.seeds)
-    return over.mean - half, over.mean + half
-
-
-def seed_verdict(values: Sequence[float]) -> str:
-    """``yes`` or ``no`` where the interval of differences over seeds lies above or below 0, else ``open``."""
-    if len(values) < 2:
-        return "open"
-    low, high = seed_interval(values)
-    return "yes" if low > 0 else "no" if high < 0 else "open"
-
-
-def joint_interval(pairs: Pairs) -> tuple[float, float]:
-    """95 % interval of the mean difference, in [-1, 1], other images and other training runs being possible.
-
-    Images and seeds are crossed. The bounds of :func:`mean_interval` (images) and :func:`seed_interval` are combined
-    as Zou and Donner (2008) do, the root of their squared distances from the mean. One seed says nothing about
-    others: then the images' interval.
-    """
-    low, high = mean_interval(pairs)
-    if len(pairs) == 1:
-        return low, high
-    per_seed = differences(pairs).mean(axis=1)
-    least, most = seed_interval([float(value) for value in per_seed])
-    mean = float(per_seed.mean())
-    return max(-1.0, mean - math.hypot(mean - low, mean - least)), min(1.0, mean + math.hypot(high - mean, most - mean))
-
-
-def sign_flip_p(pairs: Pairs) -> float:
-    """Two-sided p-value: a fair coin per image decides which model all its seeds favoured; one seed is McNemar's test.
-
-    Exact: the distribution of the sum of the images' differences under all sign flips, by convolution.
-    """
-    of_images = differences(pairs).sum(axis=0).astype(int)
-    chances = np.ones(1)
-    for step in np.abs(of_images[of_images != 0]):
-        coin = np.zeros(2 * step + 1)
-        coin[[0, -1]] = 0.5
-        chances = np.convolve(chances, coin)
-    sums = np.arange(len(chances)) - len(chances) // 2
-    return min(1.0, float(chances[np.abs(sums) >= abs(int(of_images.sum()))].sum()))
+LEVEL = 0.05
+"""Chance of any wrong ``higher`` or ``lower``, and of any wrong ``equal``, among verdicts given together, at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How far a model lies above another, in [-1, 1], with its 95 % interval, images and seeds behind it."""
+    """First model minus second.
+
+    Attributes:
+        mean: in points for accuracies, else in the unit of the values.
+        error: its standard error; NaN where one seed says nothing about others.
+        freedom: degrees of freedom of Student's t.
+        seeds, images: behind it; no images for plain values.
+    """
 
     mean: float
-    low: float
-    high: float
-    n: int
+    error: float
+    freedom: float
     seeds: int
+    images: int = 0
 
     @classmethod
-    def of(cls, pairs: Pairs) -> Difference:
-        """The mean difference with its :func:`joint_interval`."""
-        each = differences(pairs).mean(axis=0)
-        return cls(float(each.mean()), *joint_interval(pairs), len(each), len(pairs))
+    def of_values(cls, values: Sequence[float]) -> Difference:
+        """From one difference per seed."""
+        error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        return cls(float(np.mean(values)), error, len(values) - 1, len(values))
+
+    @classmethod
+    def of_rates(cls, pairs: Sequence[tuple[Rate, Rate]]) -> Difference:
+        """From one pair of rates per seed, all on the same images (the shortest n), in points.
+
+        Seeds and images are crossed: the variance is that of the pigeonhole bootstrap (Owen 2007) over both, in closed
+        form. One more image in favour of each side keeps few images honest, as in Bonett and Price (2012). Degrees of
+        freedom after Satterthwaite (1946). One seed leaves the images alone.
+        """
+        n = min(rate.n for pair in pairs for rate in pair)
+        found = 100.0 * np.array([a.per_image()[:n].astype(float) - b.per_image()[:n] for a, b in pairs])
+        per_image, per_seed = np.append(found.mean(axis=0), [100.0, -100.0]), found.mean(axis=1)
+        images = per_image.var(ddof=1) / len(per_image)
+        seeds = per_seed.var(ddof=1) / len(pairs) if len(pairs) > 1 else 0.0
+        freedom = (images + seeds) ** 2 / (images**2 / (n + 1) + seeds**2 / max(len(pairs) - 1, 1))
+        return cls(float(found.mean()), math.sqrt(images + seeds), float(freedom), len(pairs), n)
 
     @property
-    def verdict(self) -> str:
-        """Whether the first is above: yes or no where the interval excludes 0."""
-        verdict = "yes" if self.low > 0 else "no" if self.high < 0 else "open"
-        return f"{verdict}, this pair" if self.seeds == 1 and verdict != "open" else verdict
+    def interval(self) -> tuple[float, float]:
+        """95 % interval, not adjusted for other questions; NaN for one seed of plain values."""
+        half = float(stats.t.ppf(1 - LEVEL / 2, self.freedom)) * self.error if self.freedom else math.nan
+        return self.mean - half, self.mean + half
 
-    def __str__(self) -> str:
-        """Mean in points, interval, and what it rests on."""
-        return f"{100 * self.mean:+.1f} {points(self.low, self.high)} (n = {self.n}, {count_seeds(self.seeds)})"
+    def p_values(self, margin: float) -> tuple[float, float]:
+        """Of "no difference" (two-sided t test), and of "differs by the margin or more" (two one-sided t tests)."""
+        if math.isnan(self.error):
+            return 1.0, 1.0
+        different, equal = (self._tail(distance) for distance in (abs(self.mean), margin - abs(self.mean)))
+        return min(1.0, 2 * different), equal
+
+    def _tail(self, distance: float) -> float:
+        """Chance of a deviation of at least ``distance`` above the truth."""
+        if not self.error:
+            return 0.5 if distance == 0 else float(distance < 0)
+        return float(stats.t.sf(distance / self.error, self.freedom))
+
+    def text(self, digits: int) -> str:
+        """Mean and interval."""
+        mean, low, high = (f"{round(one, digits) + 0.0:+.{digits}f}" for one in (self.mean, *self.interval))
+        return mean if math.isnan(self.error) else f"{mean} [{low}, {high}]"
 
 
-def points(low: float, high: float) -> str:
-    """An interval of differences in points."""
-    return f"[{100 * low:+.1f}, {100 * high:+.1f}]"
+def verdicts(found: Sequence[Difference], margins: Sequence[float]) -> list[str]:
+    """``higher``, ``lower``, ``equal`` (within the margin) or ``undecided``, of questions that are asked together.
+
+    Each is tested for a difference and for equality, with Holm's correction (1979) over the questions for either. What
+    is both different and within the margin is called equal.
+    """
+    p = np.array([one.p_values(margin) for one, margin in zip(found, margins, strict=True)]).reshape(-1, 2)
+    words = []
+    for one, (different, equal) in zip(found, np.column_stack([holm(tests) for tests in p.T]) <= LEVEL, strict=True):
+        words.append("equal" if equal else "undecided" if not different else "higher" if one.mean > 0 else "lower")
+    return words
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Adjusted p-values (N,) of p-values (N,)."""
+    order = np.argsort(p)
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    return adjusted.clip(max=1.0)
 
 
 def count_seeds(count: int) -> str:

@@ -1,0 +1,112 @@
+"""The paper's questions: how far EB-JDAT lies from its rivals in accuracy, energies and generation, with verdicts.
+
+What is asked, of whom and with which margins stands in studies.yaml; the verdicts are those of
+:func:`ebjdat.results.statistics.verdicts`, together for all questions about one model.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ebjdat.protocols import STANDARD
+from ebjdat.results import cells, names
+from ebjdat.results.cells import Table
+from ebjdat.results.frame import Results
+from ebjdat.results.statistics import Difference, verdicts
+
+RIVALS = {"control": "its control", "base": "the plain variant", "pgd_at": "PGD-AT", "start": "its chains' start"}
+"""What a model is compared with, and its name there; ``start`` is about samples of the same model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked.
+
+    Attributes:
+        model: the first of the two.
+        quantity: name of what is compared, in studies.yaml.
+        rival: of :data:`RIVALS`.
+    """
+
+    model: str
+    quantity: str
+    rival: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """An answer: the difference, ``model`` minus ``rival``, and its verdict.
+
+    One seed answers for the two trained models alone, and the verdict says so.
+    """
+
+    difference: Difference
+    verdict: str
+    unit: str
+    margin: float
+
+    def __str__(self) -> str:
+        """Verdict, mean, 95 % interval and number of seeds."""
+        return f"{self.verdict} {self.numbers} ({self.difference.seeds})"
+
+    @property
+    def numbers(self) -> str:
+        """Mean and 95 % interval."""
+        return self.difference.text(1 if self.unit == "points" else 2)
+
+
+def rivals(model: str) -> dict[str, str]:
+    """Models that ``model`` is compared with, by :data:`RIVALS`."""
+    variant = model.partition("-")[2]
+    default = {"control": f"control-{variant}", "base": f"base-{variant}", "pgd_at": "pgd_at"}
+    return dict(names.studies()["rivals"].get(model, default))
+
+
+def _asked(results: Results, model: str) -> Iterator[tuple[Question, Difference]]:
+    for quantity, about in names.studies()["quantities"].items():
+        metric = about["metric"]
+        for rival, other in rivals(model).items():
+            pairs = list(results.pairs(model, other, metric).values())
+            values = cells.per_seed(results, model, other, metric)
+            if pairs or values:
+                found = Difference.of_rates(pairs) if pairs else Difference.of_values(values)
+                yield Question(model, quantity, rival), found
+        start = results.values(model, metric.replace("/generation/", "/generation/start-"))
+        values = list((results.values(model, metric) - start).dropna())
+        if metric.startswith("generate/") and values:
+            yield Question(model, quantity, "start"), Difference.of_values(values)
+
+
+@functools.lru_cache(maxsize=2)
+def findings(results: Results) -> dict[Question, Finding]:
+    """Every question that the records answer; the EB-JDAT models with a place in every table are asked about."""
+    found, quantities = {}, names.studies()["quantities"]
+    for model in (f"ebjdat-{variant}" for variant in names.variants(results, *names.studies()["rivals"])):
+        asked = dict(_asked(results, model))
+        margins = [quantities[question.quantity]["margin"] for question in asked]
+        for (question, one), verdict in zip(asked.items(), verdicts(list(asked.values()), margins), strict=True):
+            about = quantities[question.quantity]
+            alone = ", this pair" if one.seeds == 1 and verdict != "undecided" else ""
+            found[question] = Finding(one, verdict + alone, about["unit"], about["margin"])
+    return found
+
+
+def table(results: Results) -> Table:
+    """Questions as rows, EB-JDAT models as columns."""
+    found = findings(results)
+    models = list(dict.fromkeys(question.model for question in found))
+    rows = {}
+    for quantity, about in names.studies()["quantities"].items():
+        for rival, name in RIVALS.items():
+            asked = [found.get(Question(model, quantity, rival)) for model in models]
+            if any(asked):
+                row = f"{quantity} ({about['unit']} ±{about['margin']:g}), minus {name}"
+                rows[row] = [str(one or "") for one in asked]
+    questions = max((sum(one.model == model for one in found) for model in models), default=0)
+    extra = f"Verdict (Holm over {questions} questions a model), difference, 95 % interval, (seeds); ±: margin."
+    metrics = [about["metric"] for about in names.studies()["quantities"].values()]
+    text = cells.caption(results, models, metrics, STANDARD, extra)
+    heads = [names.display_name(results.params, model) for model in models] or ["none"]
+    return Table("findings", f"What was found on {results.profile}", text, cells.grid("Difference in", heads, rows))
