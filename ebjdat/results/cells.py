@@ -112,13 +112,20 @@ def _with_spread(values: pd.Series, scale: float, digits: int) -> str:
 def short(results: Results, model: str, metric: str) -> str:
     """The paper's form of a number: mean, and ± deviation where there are several seeds."""
     text = either(results, model, metric)
-    return text.split(" [")[0].split(" (")[0].replace(" ±", " ± ")
+    return _remarked(results, model, metric, text.split(" [")[0].split(" (")[0].replace(" ±", " ± "))
 
 
 def percent(results: Results, model: str, metric: str) -> str:
     """An accuracy, or the reason why there is none."""
     values = results.values(model, metric)
-    return results.missing(model, metric) if values.empty else accuracy_text(values, min(results.images(model, metric)))
+    if values.empty:
+        return results.missing(model, metric)
+    return _remarked(results, model, metric, accuracy_text(values, min(results.images(model, metric))))
+
+
+def _remarked(results: Results, model: str, metric: str, text: str) -> str:
+    """A cell with what has to stand beside its number."""
+    return ", ".join(filter(None, (text, results.remark(model, metric))))
 
 
 def value(results: Results, model: str, metric: str) -> str:

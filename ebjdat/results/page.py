@@ -96,6 +96,7 @@ def lead(results: Results) -> str:
     if clean.empty or robust.empty:
         return f"{what} {name} has no numbers yet: dvc repro makes them."
     found = f"{name}: {100 * clean.mean():.1f} % of clean images right, {100 * robust.mean():.1f} % under AutoAttack"
+    found = ", ".join(filter(None, (found, results.remark(params.model, COMPARED["AutoAttack"]))))
     told = [
         f"{_place(one)} {RIVALS[method]} ({100 * one.mean:+.1f} points {points(one.low, one.high)})"
         for (model, attack, method), one in figures.differences(results).items()
