@@ -42,6 +42,16 @@ class Classifier(EnergyModel):
         self._folder = folder
         self._mixture: Mixture | None = None
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N,classes).
+
+        Raises:
+            UserError: the images are whole numbers.
+        """
+        if not x.is_floating_point():
+            raise UserError(f"images: expected floating-point numbers in [0, 1], got {x.dtype}: divide by 255 first")
+        return super().forward(x)
+
     def sample(
         self,
         n: int,

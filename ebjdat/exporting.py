@@ -7,7 +7,6 @@ with metadata), so it can be uploaded as it is; ``ebjdat.load(folder)`` opens it
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -61,7 +60,8 @@ def export(source: str | Path, folder: str | Path) -> Path:
     architecture = Architecture(**read_payload(source / "best.pt")["architecture"])
     files.write_text(folder / CARD, card(described, architecture, weights, mine))
     if described.gaussians is not None:
-        shutil.copyfile(model.gaussians_file(), folder / GAUSSIANS)
+        with files.atomic(folder / GAUSSIANS) as handle:  # either may be a link into DVC's cache
+            handle.write(model.gaussians_file().read_bytes())
         described = dataclasses.replace(described, gaussians=GAUSSIANS)
     exported.write(folder, model.network, architecture, described)
     return folder

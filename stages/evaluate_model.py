@@ -49,7 +49,9 @@ def take_in(setup: Setup, factory: str | None, *, transfer: bool) -> None:
     if factory is not None:
         external.save(run.model_dir, factory, data.x_test, data.y_test)
     print(f"{run.model_dir}: {factory or 'imported'}, fingerprint {external.fingerprint_of(run.model_dir)}")
-    for text in external.warnings_of(external.load(run.model_dir / "best.pt"), data.x_test[:1000], data.y_test[:1000]):
+    accuracy, warnings = external.look(external.load(run.model_dir / "best.pt"), data.x_test[:1000], data.y_test[:1000])
+    print(accuracy)
+    for text in warnings:
         print(f"warning: {text}", file=sys.stderr)
 
 

@@ -20,9 +20,10 @@ from ebjdat.data.prepared import Prepared, load_prepared
 from ebjdat.device import choose_device, fix_threads
 from ebjdat.evaluation import external
 from ebjdat.evaluation.cases import Case, make_cases
+from ebjdat.evaluation.unreliable import remarks
 from ebjdat.model import description
 from ebjdat.model.store import load_model
-from ebjdat.record import write_record
+from ebjdat.record import read_record, write_record
 from ebjdat.run import Run
 from ebjdat.statistics import Result
 
@@ -85,10 +86,13 @@ class Task:
         if result.arrays is not None:
             files.write_npz(self.beside("arrays.npz"), result.arrays)
         params = {"fingerprint": external.fingerprint_of(self.run.model_dir)} if self.run.is_external else {}
-        write_record(self.setup, self.stage, result, data=self.prepared.digest, params=params)
+        record = write_record(self.setup, self.stage, result, data=self.prepared.digest, params=params)
+        clean = self.run.record("clean")
+        said = remarks(record, read_record(clean) if clean.is_file() else None)
         for name, rate in result.rates.items():
             low, high = (100 * bound for bound in rate.interval())
-            print(f"{self.run} {name}: {100 * rate.accuracy:.1f} % [{low:.1f}, {high:.1f}], n {rate.n}")
+            remark = f", {said[name]}" if name in said else ""
+            print(f"{self.run} {name}: {100 * rate.accuracy:.1f} % [{low:.1f}, {high:.1f}], n {rate.n}{remark}")
         for name, texts in result.warnings.items():
             for text in texts:
                 print(f"{self.run} warning: {name}: {text}", file=sys.stderr)

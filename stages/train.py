@@ -11,6 +11,9 @@ from ebjdat.errors import DivergenceError, UserError
 from ebjdat.tracking import Curves
 from stages.arguments import setup_from_arguments
 
+ABOUT_CHANCE = 0.15
+"""Of ten classes."""
+
 
 def main() -> None:
     """Write ``models/<profile>/<model>/<seed>``; for several devices the stage starts itself again, once for each."""
@@ -52,6 +55,12 @@ def say(setup: Setup, summary: dict[str, Any]) -> None:
         f"{100 * chosen['val_clean']:.1f} %, PGD robust {100 * chosen['val_robust']:.1f} %, "
         f"{len(summary['events'])} rollbacks"
     )
+    if chosen["val_clean"] <= ABOUT_CHANCE:
+        print(
+            f"warning: {setup.run} classifies about as well as chance, though nothing diverged: lower its learning "
+            "rate, and look at history.jsonl beside the model",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

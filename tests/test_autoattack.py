@@ -21,11 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from ebjdat.attacks import autoattack, slices
-from ebjdat.attacks.autoattack import Job, kind_of, run_job
+from ebjdat.attacks.autoattack import Job, run_job
 from ebjdat.attacks.linf import NoisyModel
 from ebjdat.attacks.outcomes import Outcomes
 from ebjdat.attacks.slices import run_jobs
 from ebjdat.errors import UserError
+from ebjdat.evaluation.unreliable import kind_of
 from tests.small_models import SmallNet, held_out, saved, trained
 
 pyautoattack = pytest.importorskip("pyautoattack")

@@ -5,23 +5,23 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyautoattack
 import pytest
 import torch
-from torch import Tensor, nn
 
 from ebjdat import files
+from ebjdat.attacks.autoattack import Job, run_job
 from ebjdat.config import resolve
 from ebjdat.errors import UserError
 from ebjdat.evaluation import external
 from ebjdat.record import read_record
 from ebjdat.run import Run
 from stages import evaluate_model
-from tests import tiny
-from tests.small_models import SmallNet, digits, held_out, trained
+from tests import tiny, zoo
+from tests.small_models import digits, held_out
 
 ROOT = Path(__file__).resolve().parents[1]
 FACTORY = '''
@@ -42,6 +42,7 @@ def make_model():
 def train_cnn(path: Path) -> None:
     """The network of FACTORY, trained on digits for a moment."""
     torch.manual_seed(0)
+    nn = torch.nn
     model = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 10))
     optimiser = torch.optim.Adam(model.parameters(), 0.01)
     x, y = digits()
@@ -126,115 +127,39 @@ def test_kept_weights_count_whatever_the_factory_reads_today(workspace: Path) ->
 # The door
 
 
-class Around(nn.Module):
-    """A trained network with something around its forward pass."""
-
-    def __init__(self, forward: Callable[[nn.Module, Tensor], Any]) -> None:
-        super().__init__()
-        self.net, self.around = trained(), forward
-
-    def forward(self, x: Tensor) -> Any:
-        return self.around(self.net, x)
-
-
-class InAList(nn.Module):
-    """The weights of its last layer are in a Python list, and new at every call of the factory."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net, self.hidden = trained(), [torch.randn(10, 10)]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x) @ self.hidden[0]
+@pytest.mark.filterwarnings("ignore")  # PyTorch's, about TorchScript and int8
+def test_the_page_shows_what_becomes_of_every_model_of_the_zoo(workspace: Path) -> None:
+    taken = {name: zoo.at_the_door(name, workspace / name)[0] for name in zoo.ZOO}
+    assert taken == dict.fromkeys(zoo.SOUND | zoo.TAKEN, True) | dict.fromkeys(zoo.REFUSED, False)
+    assert not [name for name in zoo.REFUSED if (workspace / name).exists()]
+    shown = zoo.PAGE.read_text(encoding="utf-8").split(zoo.BEGIN)[1].split(zoo.END)[0].strip()
+    assert shown == zoo.table(), "run `python -m tests.zoo`"
+    assert external.load(workspace / "bfloat16_answers/best.pt")(held_out(3)[0]).dtype == torch.float32
 
 
-def _inference(net: nn.Module, x: Tensor) -> Tensor:
-    with torch.inference_mode():
-        return net(x)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", zoo.SOUND)
+def test_a_sound_model_gives_the_flags_of_the_official_package_called_directly(
+    name: str, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = pyautoattack.AutoAttack._set_version
 
+    def shortened(self: Any, version: str = "standard") -> None:
+        original(self, version)
+        for attack in (self.apgd, self.apgd_targeted):
+            attack.__init__(self.model, n_iter=5, eps=self.epsilon, seed=self.seed, device=self.device)
+        self.apgd_targeted.n_target_classes = self.fab.n_target_classes = 2
+        self.fab.n_iter, self.square.n_queries = 3, 30
 
-def _no_grad(net: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return net(x)
-
-
-def _nan() -> nn.Module:
-    model = SmallNet()
-    nn.init.constant_(model.head.bias, float("nan"))
-    return model
-
-
-def _int8() -> nn.Module:
-    return torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), {nn.Linear})
-
-
-BROKEN: dict[str, tuple[Callable[[], Any], str]] = {
-    "three_logits": (
-        lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3)),
-        r"logits \(N, 10\); 8 images gave \(8, 3\)",
-    ),
-    "nan": (_nan, "not finite"),
-    "other_images": (
-        lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)),
-        r"fails on 8 images of shape \(1, 8, 8\) .*another shape",
-    ),
-    "number": (lambda: 0.5, "expected a torch.nn.Module, got float"),
-    "a_tuple": (lambda: Around(lambda net, x: (net(x), x)), r"8 images gave tuple"),
-    "probabilities": (lambda: Around(lambda net, x: net(x).softmax(1)), "probabilities .*: return logits"),
-    "classes": (lambda: Around(lambda net, x: net(x).round().long()), r"torch\.int64: return logits, not classes"),
-    "squeezed": (
-        lambda: Around(lambda net, x: net(x).squeeze(0)),
-        r"1 images gave \(10,\): it squeezes the batch",
-    ),
-    "in_place": (lambda: Around(lambda net, x: net(x.mul_(0.5))), r"writes into its input: work on a copy"),
-    "detached": (lambda: Around(lambda net, x: net(x.detach())), "no gradient reaches .* it detaches"),
-    "no_grad": (lambda: Around(_no_grad), "no gradient reaches .* no_grad or inference_mode"),
-    "inference_mode": (lambda: Around(_inference), "no gradient reaches .* inference_mode"),
-    "int8": (_int8, "no gradient reaches .* int8"),
-    "random": (lambda: Around(lambda net, x: net(x) + torch.randn(10)), "answers differently .* asked again: noise"),
-    "batch": (lambda: Around(lambda net, x: net(x - x.mean(0))), "answers differently .* another batch: statistics"),
-    "half": (lambda: trained().half(), "fails on .*: its weights are not float32"),
-    "in_a_list": (InAList, "kept weights answers differently .*outside of state_dict"),
-    "raising": (lambda: Path("weights.pt").read_bytes(), r"raised FileNotFoundError.*weights\.pt"),
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Factories of this module: one per broken model."""
-    if name in BROKEN:
-        return BROKEN[name][0]
-    raise AttributeError(name)
-
-
-@pytest.mark.parametrize("factory", BROKEN)
-def test_a_model_that_cannot_be_attacked_is_told_why(factory: str) -> None:
-    with pytest.raises(UserError, match=BROKEN[factory][1]):
-        save("here", f"{__name__}:{factory}")
-    assert not Path("here").exists()
-
-
-def make_bfloat16() -> nn.Module:
-    return Around(lambda net, x: net(x).bfloat16())
-
-
-def make_untrained() -> nn.Module:
-    torch.manual_seed(0)
-    return SmallNet()
-
-
-def test_logits_of_half_precision_become_float32() -> None:
-    save("here", f"{__name__}:make_bfloat16")
-    assert external.load("here/best.pt")(held_out(3)[0]).dtype == torch.float32
-
-
-def test_an_accuracy_about_chance_is_warned_of() -> None:
-    x, y = digits()
-    save("here", f"{__name__}:make_untrained")
-    (warning,) = external.warnings_of(external.load("here/best.pt"), x, y)
-    assert warning.endswith(
-        "of 1797 test images are classified correctly, about chance: inputs in [0, 255], or weights not loaded?"
-    )
-    assert external.warnings_of(trained(), x, y) == []
+    monkeypatch.setattr(pyautoattack.AutoAttack, "_set_version", shortened)
+    x, y = held_out(12)
+    job = Job(protocol="standard", attack="cascade", steps=100, targets=0, eps=16 / 255, seed=0, first=0, last=len(x))
+    external.save(workspace / name, zoo.spec(name), *held_out(40))
+    outcome = run_job(external.load(workspace / name / "best.pt"), x, y, job)
+    direct = pyautoattack.AutoAttack(zoo.SOUND[name][1]().eval(), norm="Linf", eps=16 / 255, device="cpu", seed=0)
+    _, y_adv = direct.run_standard_evaluation(x, y, batch_size=len(x))
+    assert outcome.final.tolist() == (y_adv == y).tolist()
+    assert outcome.final.sum() < outcome.right.sum(), "something was found"
 
 
 @pytest.mark.parametrize(

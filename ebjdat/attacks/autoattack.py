@@ -38,15 +38,6 @@ CASCADE_START = CASCADE[:2]
 PACKAGES = ("pyautoattack", "autoattack")
 
 _OBJECTS = {"apgd-ce": "apgd", "apgd-dlr": "apgd", "apgd-t": "apgd_targeted", "fab-t": "fab", "square": "square"}
-_KINDS = {
-    "randomised": "randomized defense",
-    "zero-gradient": "zero gradient",
-    "square-stronger": "Square Attack has decreased",
-    "optimisation-at-inference": "dynamic defense",
-    "probabilities": "probability distribution",
-}
-KINDS = (*_KINDS, "other")
-"""Kinds of warnings of the official code; see :func:`kind_of`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,11 +98,6 @@ class Outcome:
     def final(self) -> np.ndarray:
         """(n,) bool, correct after every attack of the job."""
         return self.robust[next(reversed(self.robust))]
-
-
-def kind_of(warning: str) -> str:
-    """Which of :data:`KINDS` a warning's text is."""
-    return next((kind for kind, words in _KINDS.items() if words in warning), "other")
 
 
 def package() -> str:

@@ -24,6 +24,8 @@ from ebjdat.attacks.batches import Batches
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits (N,classes), labels (N,)) -> what the attack raises, per image (N,)."""
 Radius = float | Tensor
+VANISHED = 1e-12
+"""A gradient is zero below this: the cross-entropy of a confident model rounds to zero in float32."""
 
 
 def nothing() -> None:
@@ -74,6 +76,11 @@ def evaluation(model: nn.Module, loss: Loss) -> Callable[..., tuple[Tensor, ...]
 def input_gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss, batches: Batches) -> Tensor:
     """Gradient (N,C,H,W) of each image's own loss with respect to that image."""
     return batches.map(evaluation(model, loss), x, y)[0]
+
+
+def zero_share(gradients: Tensor) -> float:
+    """Share of images whose gradient (N,C,H,W) is zero everywhere: no attack by gradients can move them."""
+    return float((gradients.abs().flatten(1).amax(1) < VANISHED).float().mean())
 
 
 @dataclass

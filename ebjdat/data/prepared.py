@@ -177,6 +177,8 @@ def load_prepared(folder: str | Path) -> Prepared:
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{path} is missing: prepare the data of this profile (`dvc repro prepare`)")
     manifest = files.read_json(path)
     if not isinstance(manifest, dict) or not {"digest", "levels"} <= manifest.keys():
         raise UserError(f"{path} lacks digest or levels: run the stage prepare again")

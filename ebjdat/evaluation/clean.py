@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ebjdat.attacks.audit import check_batch_independence, run_guarded
 from ebjdat.attacks.batches import Batches, correct, logits_of
-from ebjdat.attacks.linf import PGD, Loss, cross_entropy, input_gradient, margin, towards
+from ebjdat.attacks.linf import PGD, Loss, cross_entropy, input_gradient, margin, towards, zero_share
 from ebjdat.evaluation import distributions
 from ebjdat.evaluation.cases import Attacked, Case, attack_case, rate, stream
 from ebjdat.evaluation.outliers import outliers
@@ -30,8 +30,6 @@ GENERATED = "generated"
 """The replay buffer among the kinds of images, and the start of the name of other samples."""
 PREDICTED = 100
 """Images whose predictions are compared between batch sizes."""
-VANISHED = 1e-12
-"""A gradient is zero below this: the cross-entropy of a confident model rounds to zero in float32."""
 PICTURED = 2
 """Images per class, the first of the test order, that are kept with their attacked version to look at."""
 
@@ -95,7 +93,7 @@ def evaluate(
     values |= _detection(seen, sets)
     table = _reliability(best, x, y, batches)
     values["calibration/ece"] = distributions.expected_calibration_error(table)
-    values["gradient/zero-share"] = _zero_gradients(best, x, y, batches)
+    values["gradient/zero-share"] = zero_share(input_gradient(best, x, y, cross_entropy, batches))
     return Result(
         n=len(x),
         rates=rates,
@@ -138,12 +136,6 @@ def _pgd(case: Case, batches: Batches, progress: Progress, loss: Loss = cross_en
         batches=batches,
         tick=progress.advance,
     )
-
-
-def _zero_gradients(model: nn.Module, x: Tensor, y: Tensor, batches: Batches) -> float:
-    """Share of images whose gradient of the cross-entropy is zero everywhere: no attack by gradients can move them."""
-    largest = input_gradient(model, x, y, cross_entropy, batches).abs().flatten(1).amax(1)
-    return float((largest < VANISHED).float().mean())
 
 
 Kinds = dict[str, tuple[Tensor, Tensor | None]]

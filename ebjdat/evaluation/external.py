@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from ebjdat import files
 from ebjdat.attacks.batches import Batches, correct
-from ebjdat.attacks.linf import cross_entropy
+from ebjdat.attacks.linf import Loss, cross_entropy, input_gradient, margin, zero_share
 from ebjdat.config import IMPORTED
 from ebjdat.data.gaussians import CLASSES
 from ebjdat.errors import UserError
+from ebjdat.evaluation.unreliable import LARGEST_ZERO_SHARE
 from ebjdat.model.store import load_model, model_digest, read_payload, save_payload
 from ebjdat.run import EXTERNAL
 from ebjdat.statistics import wilson
@@ -32,10 +33,15 @@ from ebjdat.statistics import wilson
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 LOOKED_AT = 8
 """Test images that a new model is tried on."""
+GRADIENTS = 100
+"""Test images whose gradients are looked at."""
 
 _CAUSES = (
     ("in-place|inplace", "it writes into its input: work on a copy (x.clone())"),
-    ("inference tensor|inference mode", "it runs under torch.inference_mode: an attack needs its gradient"),
+    (
+        "[Ii]nference tensor|inference mode|not require grad|not have been used",
+        "it detaches, runs under no_grad or inference_mode, or is an int8 model; give the float model",
+    ),
     ("dtype|Input type|expected scalar type", "its weights are not float32: cast images and weights inside the model"),
     ("shape|size|channels|dimension", "it was made for images of another shape"),
 )
@@ -86,10 +92,10 @@ def find_factory(spec: str) -> Callable[[], Any]:
         raise UserError(f"--factory {spec}: {error}; run from its folder, or set PYTHONPATH") from None
     except AttributeError:
         raise UserError(f"--factory {spec}: module {module} has no {name}") from None
-    except Exception as error:  # whatever the user's own code raises
+    except (Exception, SystemExit) as error:  # whatever the user's own code raises
         raise UserError(f"--factory {spec}: importing {module} raised {_told(error)}") from error
-    if not callable(found):
-        raise UserError(f"--factory {spec}: {name} is no function")
+    if not callable(found) or isinstance(found, nn.Module):
+        raise UserError(f"--factory {spec}: {name} is no function that makes a model, but {type(found).__name__}")
     return found
 
 
@@ -119,12 +125,12 @@ def make(spec: str) -> Float32:
         model = factory()
         if isinstance(model, nn.Module):
             return Float32(model).cpu().eval().requires_grad_(False)
-    except Exception as error:  # whatever the user's own code raises
+    except (Exception, SystemExit) as error:  # whatever the user's own code raises
         raise UserError(f"--factory {spec}: raised {_told(error)}") from error
     raise UserError(f"--factory {spec}: expected a torch.nn.Module, got {type(model).__name__}")
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).split(chr(10))[0]}"
 
 
@@ -143,7 +149,9 @@ def check(model: nn.Module, x: Tensor, y: Tensor) -> None:
     _compare(together, _logits(model, x), 1e-4, "when it is asked again: noise or dropout that eval() leaves on")
     # Kernels of half precision depend on the batch.
     _compare(together, alone, 5e-2, "in another batch: statistics of the batch at test time")
-    _check_gradient(model, x, y)
+    # Of the margin, because the cross-entropy of a confident model may be flat where the model is not.
+    if zero_share(_gradients(model, x, y, margin)) == 1.0:
+        raise UserError("the gradient of the model's input is zero on every image tried: it rounds, or compares")
 
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
@@ -166,25 +174,21 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def _compare(logits: Tensor, other: Tensor, tolerance: float, why: str) -> None:
-    difference = float((logits - other).abs().max())
-    if not difference <= tolerance * max(1.0, float(logits.abs().max())):
+    """Refuse logits that differ by more than a share of their spread over images; ``why`` follows in the sentence."""
+    difference, spread = float((logits - other).abs().max()), float((logits - logits.mean(0)).abs().max())
+    if not difference <= tolerance * max(spread, 1e-6):
         raise UserError(f"the model answers differently (a logit by {difference:.3g}) {why}")
 
 
-def _check_gradient(model: nn.Module, x: Tensor, y: Tensor) -> None:
-    images = x.clone().requires_grad_()
+def _gradients(model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
+    """Gradients (N,C,H,W) of a loss by each image; UserError where there is none, or it is not finite."""
     try:
-        loss = cross_entropy(model(images), y).sum()
-        gradient = torch.autograd.grad(loss, images, allow_unused=True)[0] if loss.requires_grad else None
-    except Exception as error:
-        raise _failed("the model gives no gradient of its input", error) from error
-    if gradient is None:
-        raise UserError(
-            "no gradient reaches the model's input, which attacks need: it detaches, runs under no_grad or "
-            "inference_mode, or is an int8 or frozen TorchScript model; give the float model"
-        )
-    if not bool(gradient.isfinite().all()):
+        gradients = input_gradient(model, x, y, loss, Batches(LOOKED_AT))
+    except Exception as error:  # whatever the user's own code raises
+        raise _failed("the model gives no gradient of its input, which attacks need", error) from error
+    if not bool(gradients.isfinite().all()):
         raise UserError("the gradient of the model's input is not finite")
+    return gradients
 
 
 def _failed(what: str, error: Exception) -> UserError:
@@ -192,13 +196,20 @@ def _failed(what: str, error: Exception) -> UserError:
     return UserError(f"{what} ({_told(error)}): {next(causes, 'it must take float32 images (N,C,H,W) in [0, 1]')}")
 
 
-def warnings_of(model: nn.Module, x: Tensor, y: Tensor) -> list[str]:
-    """What is odd about a model but no fault: an accuracy near chance on images x (N,C,H,W) with labels y (N,)."""
+def look(model: nn.Module, x: Tensor, y: Tensor) -> tuple[str, list[str]]:
+    """The model's accuracy on images x (N,C,H,W) with labels y (N,), and what is odd about it but no fault."""
     right = int(correct(model, x, y, Batches(500)).sum())
-    if wilson(right, len(x))[0] > 1.0 / CLASSES:
-        return []
-    share = f"{100 * right / len(x):.1f} % of {len(x)} test images are classified correctly"
-    return [f"{share}, about chance: inputs in [0, 255], or weights not loaded?"]
+    accuracy = f"{100 * right / len(x):.1f} % of {len(x)} test images are classified correctly"
+    warnings = []
+    if wilson(right, len(x))[0] <= 1.0 / CLASSES:
+        warnings.append(f"{accuracy}, about chance: inputs in [0, 255], or weights not loaded?")
+    zero = zero_share(_gradients(model, x[:GRADIENTS], y[:GRADIENTS], cross_entropy))
+    if zero > LARGEST_ZERO_SHARE:
+        warnings.append(
+            f"the cross-entropy of {100 * zero:.0f} % of {len(x[:GRADIENTS])} test images has no gradient: logits on a "
+            "scale so large that it rounds to zero? attacks by it find nothing"
+        )
+    return accuracy, warnings
 
 
 def save(folder: Path, spec: str, x: Tensor, y: Tensor) -> str:
@@ -215,8 +226,12 @@ def save(folder: Path, spec: str, x: Tensor, y: Tensor) -> str:
     """
     model = make(spec)
     check(model, x[:LOOKED_AT], y[:LOOKED_AT])
+    state = model.model.state_dict()
+    if other := [name for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise UserError(f"--factory {spec}: {other[0]} in its state_dict is no tensor, so its weights cannot be kept")
     source = inspect.getsourcefile(inspect.unwrap(find_factory(spec)))
-    answers = _answers(model, x)
+    images = torch.rand((LOOKED_AT, *x.shape[1:]), generator=torch.Generator().manual_seed(0))
+    answers = _logits(model, images)
     described = {
         "factory": spec,
         "source": files.file_hash(source) if source else None,
@@ -225,22 +240,13 @@ def save(folder: Path, spec: str, x: Tensor, y: Tensor) -> str:
         # Another machine's last bits must not change it.
         "answers": files.digest((100 * answers / answers.abs().max().clamp_min(1e-6)).round().long().tolist(), 64),
     }
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.model.state_dict().items()}
-    payload = {"factory": spec, "state": state, "images": _fixed(x), "answers": answers}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    payload = {"factory": spec, "state": state, "images": images, "answers": answers}
     _restore(payload, f"--factory {spec}")
     fingerprint = files.digest(described)
     save_payload(folder / "best.pt", payload)
     files.write_json(folder / IMPORTED, described | {"fingerprint": fingerprint})
     return fingerprint
-
-
-def _fixed(x: Tensor) -> Tensor:
-    """Images of the shape of x that depend on nothing."""
-    return torch.rand((LOOKED_AT, *x.shape[1:]), generator=torch.Generator().manual_seed(0))
-
-
-def _answers(model: nn.Module, x: Tensor) -> Tensor:
-    return _logits(model, _fixed(x))
 
 
 def _restore(payload: dict[str, Any], where: str) -> Float32:
@@ -254,13 +260,11 @@ def _restore(payload: dict[str, Any], where: str) -> Float32:
         model.model.load_state_dict(payload["state"])
     except (KeyError, RuntimeError) as error:
         raise UserError(f"{where} does not fit its factory any longer: {str(error).splitlines()[0]}") from None
-    difference = float((_logits(model, payload["images"]) - payload["answers"]).abs().max())
-    if not difference <= 5e-2 * max(1.0, float(payload["answers"].abs().max())):
-        raise UserError(
-            f"{where}: a new model of the factory with the kept weights answers differently (a logit by "
-            f"{difference:.3g}): weights outside of state_dict (in a list, say: use ModuleList or "
-            "register_buffer), or an edited factory"
-        )
+    why = (
+        f"when {where} makes it again and its kept weights are loaded: weights outside of state_dict (in a list, say: "
+        "use ModuleList or register_buffer), or an edited factory"
+    )
+    _compare(payload["answers"], _logits(model, payload["images"]), 5e-2, why)
     return model
 
 

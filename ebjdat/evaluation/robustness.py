@@ -25,10 +25,11 @@ import numpy as np
 import torch
 
 from ebjdat.attacks.audit import check_effect
-from ebjdat.attacks.autoattack import CASCADE, CASCADE_START, KINDS, Job, Outcome, kind_of, package_version
+from ebjdat.attacks.autoattack import CASCADE, CASCADE_START, Job, Outcome, package_version
 from ebjdat.attacks.outcomes import NOTHING, Outcomes
 from ebjdat.attacks.slices import Loaders, run_jobs
 from ebjdat.evaluation.cases import Case
+from ebjdat.evaluation.unreliable import KINDS, kind_of
 from ebjdat.model.store import model_digest
 from ebjdat.protocols import AutoAttackCell
 from ebjdat.statistics import Rate, Result

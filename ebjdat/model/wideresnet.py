@@ -142,10 +142,11 @@ class WideResNet(nn.Module):
         self.head = nn.Linear(features, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (N,classes), float32 whatever the layers before compute in."""
+        """Logits (N,classes), float32 where layers before compute in less, float64 after ``.double()``."""
         out = F.leaky_relu(self.norm(self.blocks(self.stem(x))), SLOPE)
         if out.dtype != torch.bfloat16:
-            return self.head(out.mean((2, 3))).float()
+            logits = self.head(out.mean((2, 3)))
+            return logits if logits.dtype == torch.float64 else logits.float()
         with torch.autocast(x.device.type, enabled=False):
             return self.head(out.mean((2, 3), dtype=torch.float32))
 

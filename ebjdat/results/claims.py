@@ -107,7 +107,8 @@ def not_comparable(claim: Claim, results: Results, model: str, protocol: str) ->
     if setup.recipe is not None:
         ours = {"reading": setup.recipe.reading, "w_energy": setup.recipe.w_energy}
         reasons += [f"{name} {ours[name]}" for name in ours if name in wanted and wanted[name] != ours[name]]
-    return reasons + _too_few(claim, results, model, protocol)
+    remark = results.remark(model, claim.metric_under(protocol))
+    return reasons + ([remark] if remark else []) + _too_few(claim, results, model, protocol)
 
 
 def _too_few(claim: Claim, results: Results, model: str, protocol: str) -> list[str]:

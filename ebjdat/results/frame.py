@@ -19,6 +19,7 @@ import pandas as pd
 from ebjdat import tracking
 from ebjdat.config import Params, Setup, resolve
 from ebjdat.errors import UserError
+from ebjdat.evaluation.unreliable import remarks
 from ebjdat.record import Record, current_part, outdated, read_records, run_of, superseded
 from ebjdat.run import Run
 from ebjdat.statistics import Rate
@@ -84,6 +85,20 @@ class Results:
     def record(self, model: str, seed: int, stage: str) -> Record | None:
         """The record of a run's stage; None without one, or with an outdated one."""
         return self.records.get((model, seed, stage))
+
+    def remark(self, model: str, metric: str) -> str:
+        """What has to stand beside an accuracy: the warnings about it, with their counts; empty without any."""
+        stage, _, name = metric.partition("/")
+        return "; ".join(sorted({said[name] for said in self._remarks.get((model, stage), ()) if name in said}))
+
+    @functools.cached_property
+    def _remarks(self) -> dict[tuple[str, str], list[dict[str, str]]]:
+        """By model and stage, for every seed that has any."""
+        found: dict[tuple[str, str], list[dict[str, str]]] = {}
+        for (model, seed, stage), record in self.records.items():
+            if said := remarks(record, self.record(model, seed, "clean")):
+                found.setdefault((model, stage), []).append(said)
+        return found
 
     def rate(self, model: str, seed: int, stage: str, metric: str) -> Rate | None:
         """An accuracy with its per-image flags, for paired statistics."""

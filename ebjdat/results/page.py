@@ -96,6 +96,7 @@ def lead(results: Results) -> str:
     if clean.empty or robust.empty:
         return f"{what} {name} has no numbers yet: dvc repro makes them."
     found = f"{name}: {100 * clean.mean():.1f} % of clean images right, {100 * robust.mean():.1f} % under AutoAttack"
+    found = ", ".join(filter(None, (found, results.remark(params.model, COMPARED["AutoAttack"]))))
     asked = {rival: findings(results).get(Question(params.model, "AutoAttack", rival)) for rival in RIVALS}
     told = [f"minus {RIVALS[rival]} {one.numbers} points ({one.verdict})" for rival, one in asked.items() if one]
     return f"{what} {'; '.join([found, *told])}."

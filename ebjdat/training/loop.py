@@ -112,7 +112,7 @@ class Trainer:
         total = self.training.epochs * self.steps_per_epoch
         with self._signals(), Progress(total, self.setup.run.model, silent=bool(parallel.rank())) as progress:
             while self.state.epoch < self.training.epochs:
-                progress.done = self._iterations()
+                progress.skip(self._iterations() - progress.done)  # a resumed run, or after a rollback
                 diverged = full = ""
                 try:
                     self._epoch(progress)

@@ -60,32 +60,36 @@ from ebjdat import files, tracking
 pathlib.Path("out").mkdir(exist_ok=True)
 pathlib.Path("out/seen").write_text(pathlib.Path("params.yaml").read_text())
 with open(files.main_checkout() / "stores.txt", "a") as log:
-    log.write(f"{{pathlib.Path.cwd()}} {{tracking.address()}}\\n")
+    log.write(f"{{pathlib.Path.cwd()}}\\t{{tracking.address()}}\\n")
 """
 
 
 def test_temporary_and_queued_experiments_share_the_main_store_and_do_not_collide(tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").write_text("seed: 0\n")
-    (tmp_path / "stage.py").write_text(STAGE.format(root=str(ROOT)))
+    folder = tmp_path / "un été"
+    folder.mkdir()
+    (folder / "params.yaml").write_text("seed: 0\n")
+    (folder / "stage.py").write_text(STAGE.format(root=str(ROOT)))
     stage = {"cmd": f'"{sys.executable}" stage.py', "deps": ["stage.py"], "params": ["seed"], "outs": ["out"]}
-    files.write_json(tmp_path / "dvc.yaml", {"stages": {"only": stage}})
-    (tmp_path / ".gitignore").write_text("/out\n/stores.txt\n")
+    files.write_json(folder / "dvc.yaml", {"stages": {"only": stage}})
+    (folder / ".gitignore").write_text("/out\n/stores.txt\n")
 
     def git(*words: str) -> None:
         line = ["git", "-c", "user.name=n", "-c", "user.email=e@localhost", *words]
-        subprocess.run(line, cwd=tmp_path, check=True, env=environment_of())
+        subprocess.run(line, cwd=folder, check=True, env=environment_of())
 
     git("init", "--quiet")
-    dvc(tmp_path, "init", "--quiet")
+    dvc(folder, "init", "--quiet")
+    # DVC writes this path into its copy's configuration as ASCII, so that one below `folder` would not do.
+    dvc(folder, "cache", "dir", "--local", str(tmp_path / "cache"))
     git("add", ".")
     git("commit", "--quiet", "-m", "c")
-    assert (done := dvc(tmp_path, "exp", "run", "--temp", "-S", "seed=1")).returncode == 0, done.stderr
-    dvc(tmp_path, "exp", "run", "--queue", "-S", "seed=2")
-    assert (done := dvc(tmp_path, "exp", "run", "--run-all", "--jobs", "1")).returncode == 0, done.stderr
-    assert not (tmp_path / "out").exists(), "the workspace keeps its own outputs"
-    places, stores = zip(*[line.split(" ") for line in (tmp_path / "stores.txt").read_text().splitlines()], strict=True)
-    assert len(set(places)) == 2 and str(tmp_path) not in places
-    assert set(stores) == {f"sqlite:///{tmp_path}/mlflow.db"}
+    assert (done := dvc(folder, "exp", "run", "--temp", "-S", "seed=1")).returncode == 0, done.stderr
+    dvc(folder, "exp", "run", "--queue", "-S", "seed=2")
+    assert (done := dvc(folder, "exp", "run", "--run-all", "--jobs", "1")).returncode == 0, done.stderr
+    assert not (folder / "out").exists(), "the workspace keeps its own outputs"
+    places, stores = zip(*[line.split("\t") for line in (folder / "stores.txt").read_text().splitlines()], strict=True)
+    assert len(set(places)) == 2 and str(folder) not in places
+    assert set(stores) == {f"sqlite:///{folder}/mlflow.db"}
 
 
 def test_a_space_an_accent_another_folder_and_another_locale_change_nothing(tmp_path: Path) -> None:
