@@ -13,6 +13,7 @@ import json
 import os
 import socket
 import struct
+import subprocess
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -110,6 +111,14 @@ def digest(value: Any, length: int = 16) -> str:
     return hashlib.sha256(canonical(value)).hexdigest()[:length]
 
 
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested sections as one level with dotted names."""
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    parts = [flat(item, f"{prefix}.{name}" if prefix else name) for name, item in value.items()]
+    return {name: item for part in parts for name, item in part.items()}
+
+
 def file_hash(path: str | Path) -> str:
     """SHA-256 of a file's bytes, 64 hex characters.
 
@@ -189,6 +198,15 @@ def main_checkout() -> Path:
         return Path(named).resolve()
     here = Path.cwd().resolve()
     return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
+
+
+def commit() -> str:
+    """The commit that is checked out, with ``-dirty`` where files differ from it; empty outside git."""
+    asked = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def scratch(*parts: str) -> Path:
