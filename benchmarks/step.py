@@ -205,7 +205,7 @@ def _memory(options: argparse.Namespace, mode: str) -> float:
 
 def summary(
     times: dict[str, tuple[float, float]],
-    memory: dict[str, float | None],
+    memory: dict[str, float],
     flops: int,
     batch: int,
     ceilings: dict[str, float],
@@ -234,10 +234,10 @@ def headline(table: dict[str, dict[str, Any]], mode: str, options: argparse.Name
 def line(mode: str, row: dict[str, Any]) -> str:
     """One mode for a reader."""
     released = "" if row["ratio_released"] is None else f"{row['ratio_released']:6.2f} x (a)  "
-    memory = "" if row["peak_memory_mb"] is None else f"{row['peak_memory_mb']:8.0f} MiB  "
     return (
         f"{LABELS[mode]:21} {row['seconds']:8.3f} s  {row['images_per_s']:8.1f} images/s  {released}"
-        f"{row['ratio_lean']:6.2f} x (b)  {memory}{row['flop_per_s'] / 1e9:9.1f} GFLOP/s  "
+        f"{row['ratio_lean']:6.2f} x (b)  "
+        f"{row['peak_memory_mb']:8.0f} MiB  {row['flop_per_s'] / 1e9:9.1f} GFLOP/s  "
         f"{100 * row['share_of_ceiling']:5.1f} % of the ceiling"
     )
 
@@ -247,9 +247,6 @@ def main() -> None:
     parser = harness.options((__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="only check that all modes compute the same")
     parser.add_argument("--memory", choices=MODES, help="only the memory of one iteration of one mode")
-    parser.add_argument(
-        "--without-memory", action="store_true", help="measure no memory, which takes a process per mode"
-    )
     parser.add_argument("--without-released", action="store_true", help="leave out the slow mode (a)")
     options = parser.parse_args()
     if options.threads:
@@ -267,7 +264,7 @@ def main() -> None:
     if options.check:
         return harness.finish({"differences": differences}, options.out)
     modes = [mode for mode in MODES if mode != "released" or not options.without_released]
-    memory = {mode: None if options.without_memory else _memory(options, mode) for mode in modes}
+    memory = {mode: _memory(options, mode) for mode in modes}
     runs = {mode: new_run(setting, mode, compile=options.compile) for mode in modes}
     flops = forward_equivalents(setting.variant) * harness.forward_flops(runs["lean"].model, setting.x)
     ceilings = {name: harness.matmul_ceiling(device, getattr(torch, name)) for name in ("float32", "bfloat16")}
