@@ -118,14 +118,6 @@ def forward_flops(model: torch.nn.Module, x: Tensor) -> int:
     return counter.get_total_flops()
 
 
-def matmul_ceiling(device: torch.device, dtype: torch.dtype, repeats: int = 7) -> float:
-    """FLOP/s of the best of several square matrix products, the most that this run could reach."""
-    size = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    a @ b
-    return 2 * size**3 / min(seconds(lambda: a @ b, device)[0] for _ in range(repeats))
-
-
 def resident_mb(field: str) -> float:
     """``VmRSS`` (now) or ``VmHWM`` (peak) of this process in MiB, on Linux."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")

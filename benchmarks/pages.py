@@ -111,15 +111,14 @@ def speed() -> Table:
     for path in sorted(harness.RESULTS.glob("step-*.json")):
         result = files.read_json(path)
         for mode, row in result["modes"].items():
-            memory = "" if row["peak_memory_mb"] is None else f"{row['peak_memory_mb']:.0f}"
             label = f"WRN-{result['network']}, {result['variant']}, {result['batch']}: {step.LABELS[mode]}"
             rows[label] = (
                 f"{row['seconds']:.2f}",
-                _ratio(row["ratio_released"]),
-                _ratio(row["ratio_lean"]),
-                _ratio(row["cpu_ratio_released"]),
-                _ratio(row["cpu_ratio_lean"]),
-                memory,
+                *(
+                    f"{row[key]:.2f}"
+                    for key in ("ratio_released", "ratio_lean", "cpu_ratio_released", "cpu_ratio_lean")
+                ),
+                f"{row['peak_memory_mb']:.0f}",
             )
         caption = (
             f"{result['device']}, {result['threads']} threads, medians; images of {result['size']}x{result['size']}. "
@@ -127,10 +126,6 @@ def speed() -> Table:
         )
     labels = ("s per iteration", "times (a)", "times (b)", "CPU: times (a)", "CPU: times (b)", "peak MiB")
     return _table("speed", caption, "network, variant, batch: mode", labels, rows)
-
-
-def _ratio(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
 
 
 def evaluation() -> Table:

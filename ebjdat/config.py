@@ -461,12 +461,9 @@ def check_model(params: Params, model: str, where: str = "") -> None:
     Raises:
         UserError: with the known names.
     """
-    known = [f"{method}-{variant}" for method in METHODS for variant in params.variants]
-    known += BASELINES
+    known = [*(f"{method}-{variant}" for method in METHODS for variant in params.variants), *BASELINES]
     if model not in known and not model.startswith("external-"):
-        raise UserError(
-            f"{where}unknown model {model!r}{nearest(model, known)}; known: {', '.join(known)}, external-<name>"
-        )
+        raise UserError(f"{where}unknown model {model!r}{_among(model, known)}, external-<name>")
 
 
 def load_params(folder: str | Path = ".", profile: str | None = None) -> Params:
@@ -495,7 +492,7 @@ def read_profile(folder: Path, name: str) -> Any:
     """
     known = sorted(path.stem for path in (folder / PROFILES).glob("*.yaml"))
     if name not in known:
-        raise UserError(f"profile: unknown profile {name!r}{nearest(name, known)}; known: {', '.join(known)}")
+        raise UserError(f"profile: unknown profile {name!r}{_among(name, known)}")
     return read_yaml(folder / PROFILES / f"{name}.yaml")
 
 
@@ -536,9 +533,7 @@ def _check(params: Params) -> None:
         if not re.fullmatch(r"[a-z0-9_]+", name):
             raise UserError(f"variants.{name}: a variant's name has a-z, 0-9 and _ only")
     if params.variant not in params.variants:
-        known = list(params.variants)
-        hint = nearest(params.variant, known)
-        raise UserError(f"variant: unknown variant {params.variant!r}{hint}; known: {', '.join(known)}")
+        raise UserError(f"variant: unknown variant {params.variant!r}{_among(params.variant, params.variants)}")
     for key in ("surrogates", "seeds"):
         values = getattr(params, key)
         if len(set(values)) < len(values):
@@ -546,8 +541,7 @@ def _check(params: Params) -> None:
     for key in ("baselines", "sources"):
         for name in getattr(params, key):
             if name not in BASELINES:
-                hint = nearest(name, BASELINES)
-                raise UserError(f"{key}: unknown baseline {name!r}{hint}; known: {', '.join(BASELINES)}")
+                raise UserError(f"{key}: unknown baseline {name!r}{_among(name, BASELINES)}")
     both = [*params.baselines, *params.sources]
     if len(set(both)) < len(both):
         raise UserError(f"baselines, sources: one of {', '.join(both)} is named twice")
@@ -564,7 +558,7 @@ def _check_profile(params: Params) -> None:
     names = ["defaults", *params.variants, *METHODS, *BASELINES, *models]
     for name in profile.training:
         if name not in names:
-            raise UserError(f"{place}training.{name}: unknown key{nearest(name, names)}; known: {', '.join(names)}")
+            raise UserError(f"{place}training.{name}: unknown key{_among(name, names)}")
     for model in (*models, *BASELINES):
         training = params.training(model)
         for key in ("batch_size", "px_batch_size"):
@@ -633,41 +627,36 @@ def _sentence(kind: type[BaseModel], error: Any, full: Callable[[str], str]) -> 
     limits = error.get("ctx", {})
     if what == "extra_forbidden":
         names = [name for name in _section(kind, places[:-1]).model_fields if name != "current"]
-        return f"{key}: unknown key{nearest(places[-1], names)}; known: {', '.join(names)}"
+        return f"{key}: unknown key{_among(places[-1], names)}"
     if what == "missing":
         return f"{key}: missing key"
     if what == "literal_error":
         known = re.findall(r"'([^']*)'", limits["expected"])
-        return f"{key}: unknown value {_show(value)}{nearest(value, known)}; known: {', '.join(known)}"
+        return f"{key}: unknown value {_show(value)}{_among(value, known)}"
     if what == "value_error":
         return f"{key}: {limits['error']}, got {_show(value)}"
-    words = {
-        "greater_than": "above {gt:g}",
-        "greater_than_equal": "at least {ge:g}",
-        "less_than": "below {lt:g}",
-        "less_than_equal": "at most {le:g}",
-    }
-    if what in words:
-        hint = " (a radius is in pixel units of [0, 1]: write 8/255, not 8)" if places[-1] in _RADII else ""
-        return f"{key}: expected a number {words[what].format(**limits)}, got {_show(value)}{hint}"
-    expected = {
-        "int_from_float": "a whole number",
-        "int_type": "a whole number",
-        "int_parsing": "a whole number",
-        "float_type": "a number",
-        "finite_number": "a finite number",
-        "bool_type": "true or false",
-        "bool_parsing": "true or false",
-        "string_type": "text",
-        "tuple_type": "a list",
-        "too_short": "at least one",
-        "dict_type": "a section with keys",
-        "model_type": "a section with keys",
-    }.get(what, error["msg"])
-    return f"{key}: expected {expected}, got {_show(value)}"
+    expected = _EXPECTED[what].format(**limits) if what in _EXPECTED else error["msg"]
+    hint = (
+        " (a radius is in pixel units of [0, 1]: write 8/255, not 8)" if places[-1] in ("train_eps", "radius") else ""
+    )
+    return f"{key}: expected {expected}, got {_show(value)}{hint if 'than' in what else ''}"
 
 
-_RADII = ("train_eps", "radius")
+_EXPECTED = {
+    "greater_than": "a number above {gt:g}",
+    "greater_than_equal": "a number at least {ge:g}",
+    "less_than": "a number below {lt:g}",
+    "less_than_equal": "a number at most {le:g}",
+    **dict.fromkeys(("int_from_float", "int_type", "int_parsing"), "a whole number"),
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    "string_type": "text",
+    "tuple_type": "a list",
+    "too_short": "at least one",
+    **dict.fromkeys(("dict_type", "model_type"), "a section with keys"),
+}
+"""What pydantic's kinds of errors mean, in words."""
 _UNION = ("int", "float", "literal", "constrained-int", "constrained-float")
 
 
@@ -689,7 +678,8 @@ def _show(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def nearest(name: object, names: Iterable[object]) -> str:
-    """`` (did you mean ...?)``, or nothing where no name is near."""
-    close = difflib.get_close_matches(str(name), [str(n) for n in names], n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+def _among(name: object, names: Iterable[object]) -> str:
+    """`` (did you mean ...?)`` where a name is near, and the known ones."""
+    known = [str(one) for one in names]
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return (f" (did you mean {close[0]}?)" if close else "") + f"; known: {', '.join(known)}"

@@ -12,10 +12,8 @@ import hashlib
 import json
 import os
 import socket
-import struct
 import subprocess
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -170,21 +168,31 @@ def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray], *, compress: b
                 np.lib.format.write_array(stream, np.ascontiguousarray(arrays[name]), allow_pickle=False)
 
 
+def read_npz(path: str | Path, again: str) -> dict[str, np.ndarray]:
+    """All arrays of a file of :func:`write_npz`; ``again``: what makes it, for the message.
+
+    Raises:
+        UserError: the file is missing or damaged, or holds Python objects.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {again}") from None
+    except Exception as error:  # NumPy throws nearly anything at damaged bytes
+        raise UserError(f"{path} is damaged ({str(error).split('. ')[0]}): {again} again") from None
+
+
 def write_png(path: str | Path, pixels: np.ndarray) -> None:
-    """Write uint8 pixels (height, width) grey or (height, width, 3) as PNG, without a library for pictures.
+    """Write uint8 pixels (height, width) grey or (height, width, 3) as PNG.
 
     Raises:
         UserError: see :func:`atomic`.
     """
-    height, width = pixels.shape[:2]
-    rows = np.ascontiguousarray(pixels, np.uint8).reshape(height, -1)
-    header = struct.pack(">IIBBBBB", width, height, 8, 2 if pixels.ndim == 3 else 0, 0, 0, 0)
-    unfiltered = np.hstack([np.zeros((height, 1), np.uint8), rows]).tobytes()
+    from PIL import Image
+
     with atomic(path) as handle:
-        handle.write(b"\x89PNG\r\n\x1a\n")
-        for kind, content in ((b"IHDR", header), (b"IDAT", zlib.compress(unfiltered)), (b"IEND", b"")):
-            handle.write(struct.pack(">I", len(content)) + kind + content)
-            handle.write(struct.pack(">I", zlib.crc32(kind + content)))
+        Image.fromarray(np.ascontiguousarray(pixels, np.uint8)).save(handle, "PNG")
 
 
 def main_checkout() -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from ebjdat import files
-from ebjdat.errors import UserError
 from ebjdat.protocols import PROTOCOLS
 from ebjdat.record import read_history
 from ebjdat.results.frame import Results
@@ -76,10 +74,4 @@ def read_arrays(run: Run) -> dict[str, np.ndarray]:
         UserError: the file is damaged.
     """
     path = run.arrays("clean") / "arrays.npz"
-    if not path.is_file():
-        return {}
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is damaged ({error}); run `dvc repro` to make it again") from None
+    return files.read_npz(path, "run `dvc repro` to make it") if path.is_file() else {}
