@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
-import platform
 import tempfile
 import time
 from functools import partial
@@ -60,9 +58,8 @@ def main() -> None:
     found = compare(path, x, y, eps=eps, size=arguments.slice, device=device)
     settings = {"profile": profile, "model": arguments.model, "images": len(x), "slice": arguments.slice, "eps": eps}
     settings["weights"] = files.file_hash(path)[:16]
-    result = settings | {"package": package_version(), "machine": machine(device)} | found
-    files.write_json(RESULT, result)
-    print(json.dumps(result))
+    result = settings | {"package": package_version(), "machine": harness.machine(device)} | found
+    harness.finish(result, RESULT)
 
 
 def compare(path: Path, x: Tensor, y: Tensor, *, eps: float, size: int, device: torch.device) -> dict[str, Any]:
@@ -111,24 +108,14 @@ def by_stage(
     path: Path, x: Tensor, y: Tensor, slices: list[tuple[int, int]], *, eps: float, device: torch.device
 ) -> np.ndarray:
     """Robust images (N,) bool by the code of the stage ``autoattack``."""
-    jobs = [
-        Job(
-            protocol="standard", attack="cascade", steps=100, targets=0, eps=eps, seed=SEED, first=first, last=last
-        )
-        for first, last in slices
-    ]  # fmt: skip
+    cell = {"protocol": "standard", "attack": "cascade", "steps": 100, "targets": 0, "eps": eps, "seed": SEED}
+    jobs = [Job(**cell, first=first, last=last) for first, last in slices]
     images = {job: (x[job.first : job.last], y[job.first : job.last]) for job in jobs}
     load = {"best": partial(load_model, path, device)}
     workers = processors() if device.type == "cpu" else 1
     with tempfile.TemporaryDirectory() as folder:
         found = run_jobs(jobs, load, images, done=Outcomes(Path(folder)), workers=workers)
     return np.concatenate([found[job].final for job in jobs])
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """What the times belong to."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {"device": name, "cores": processors(), "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 if __name__ == "__main__":

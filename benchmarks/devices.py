@@ -2,10 +2,9 @@
 
     python -m benchmarks.devices accuracy --seeds 0 1 2    # the stage `train` with devices 1 and 2, on digits
     python -m benchmarks.devices time                      # training steps of larger networks on this CPU
-    python -m benchmarks.devices page                      # what both found, into docs/gpu.md
 
-The first two write ``benchmarks/results/devices-<what>.json`` and end with it as one line. Digits must be
-prepared (``python -m stages.prepare``).
+Each writes ``benchmarks/results/devices-<what>.json``; `python -m benchmarks.pages` puts both into docs/gpu.md.
+Digits must be prepared (``python -m stages.prepare``).
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,20 +24,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import harness
 from benchmarks.harness import RESULTS, ROOT, setup_of
 from ebjdat import files
 from ebjdat.attacks.autoattack import Job
 from ebjdat.attacks.outcomes import Outcomes
 from ebjdat.attacks.slices import run_jobs
 from ebjdat.config import read_yaml
-from ebjdat.data.gaussians import Mixture
 from ebjdat.data.prepared import Prepared, load_prepared
-from ebjdat.device import processors
 from ebjdat.model.store import load_model
 from ebjdat.training import parallel
 from ebjdat.training.loop import Trainer
 
-PAGE = ROOT / "docs" / "gpu.md"
 NETWORKS = ((10, 1), (16, 2))
 BATCH = 64
 IMAGES, SLICE = 200, 50
@@ -49,7 +45,7 @@ ATTACKS = (("apgd-ce", 50), ("apgd-dlr", 20), ("square", 200))
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["accuracy", "time", "page", "steps"], help="steps: one measurement of `time`")
+    parser.add_argument("what", choices=["accuracy", "time", "steps"], help="steps: one measurement of `time`")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=5, help="steps per measurement")
@@ -61,17 +57,12 @@ def main() -> None:
     if arguments.what == "steps":
         steps(tuple(arguments.network), arguments.parts, arguments.threads, arguments.repeats)
         return
-    if arguments.what == "page":
-        files.write_text(PAGE, filled(PAGE.read_text(encoding="utf-8")))
-        return
-    machine: dict[str, Any] = {"cores": processors(), "processor": platform.machine(), "torch": torch.__version__}
+    found: dict[str, Any] = {"machine": harness.machine(torch.device("cpu"))}
     if arguments.what == "accuracy":
-        found: dict[str, Any] = {"machine": machine, "runs": accuracy(arguments.seeds, arguments.devices)}
-        found["runs"] = sorted(_others(found["runs"]) + found["runs"], key=lambda run: (run["seed"], run["devices"]))
+        found["runs"] = accuracy(arguments.seeds, arguments.devices)
     else:
-        found = {"machine": machine, "batch_size": BATCH, "runs": times(arguments.repeats, arguments.rounds)}
-    files.write_json(RESULTS / f"devices-{arguments.what}.json", found)
-    print(json.dumps(found))
+        found |= {"batch_size": BATCH, "runs": times(arguments.repeats, arguments.rounds)}
+    harness.finish(found, RESULTS / f"devices-{arguments.what}.json")
 
 
 def accuracy(seeds: list[int], devices: list[int]) -> list[dict[str, Any]]:
@@ -86,14 +77,6 @@ def accuracy(seeds: list[int], devices: list[int]) -> list[dict[str, Any]]:
                 runs.append({"seed": seed, "devices": count, "seconds": round(seconds, 1), **_measured(folder, seed)})
                 print(json.dumps(runs[-1]), file=sys.stderr, flush=True)
     return runs
-
-
-def _others(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What earlier calls found for other seeds and numbers of devices."""
-    path = RESULTS / "devices-accuracy.json"
-    done = {(run["seed"], run["devices"]) for run in runs}
-    earlier = files.read_json(path)["runs"] if path.is_file() else []
-    return [run for run in earlier if (run["seed"], run["devices"]) not in done]
 
 
 def _train(folder: Path, seed: int, count: int) -> float:
@@ -122,16 +105,7 @@ def _measured(folder: Path, seed: int) -> dict[str, Any]:
     x, y = data.x_test[:IMAGES], data.y_test[:IMAGES]
     radius = setup_of("digits", "ebjdat-jempp").evaluation.radius
     jobs = [
-        Job(
-            protocol="standard",
-            attack=name,
-            steps=n,
-            targets=0,
-            eps=radius,
-            seed=0,
-            first=i,
-            last=min(i + SLICE, len(x)),
-        )
+        Job(protocol="standard", attack=name, steps=n, targets=0, eps=radius, seed=0, first=i, last=i + SLICE)
         for name, n in ATTACKS
         for i in range(0, len(x), SLICE)
     ]
@@ -154,50 +128,6 @@ def _measured(folder: Path, seed: int) -> dict[str, Any]:
         "flags_compared": sum(len(one) for one in flags[0].values()),
         "flags_different": int(sum((flags[0][name] != flags[1][name]).sum() for name in flags[0])),
     }
-
-
-def filled(page: str) -> str:
-    """The page with its two marked tables as the results have them; where there are none, as it is."""
-    for what, table in (("accuracy", _accuracy_table), ("time", _time_table)):
-        if not (RESULTS / f"devices-{what}.json").is_file():
-            continue
-        found = files.read_json(RESULTS / f"devices-{what}.json")
-        start, end = f"<!-- benchmark: devices-{what} -->\n", "<!-- end -->"
-        before, _, rest = page.partition(start)
-        page = before + start + table(found) + end + rest.partition(end)[2]
-    return page
-
-
-def _accuracy_table(found: dict[str, Any]) -> str:
-    head = "| seed | processes | validation robust (%) | test clean (%) | test robust (%) | flags that differ |\n"
-    return (
-        _on(found["machine"])
-        + head
-        + "|---|---:|---:|---:|---:|---:|\n"
-        + "".join(
-            f"| {run['seed']} | {run['devices']} | {100 * run['val_robust']:.1f} | {100 * run['test_clean']:.1f} | "
-            f"{100 * run['test_robust']:.1f} | {run['flags_different']} of {run['flags_compared']} |\n"
-            for run in found["runs"]
-        )
-    )
-
-
-def _time_table(found: dict[str, Any]) -> str:
-    head = (
-        f"| network, batch {found['batch_size']} | processes x threads | BatchNorm | s per step | lowest to highest |\n"
-    )
-    rows = []
-    for run in found["runs"]:
-        norm = "alone" if run["processes"] == 1 else "gathered" if run["bn_parts"] == 1 else "each its part"
-        rows.append(
-            f"| WRN-{run['network'][0]}-{run['network'][1]} | {run['processes']} x {run['threads']} | {norm} | "
-            f"{run['seconds']:.2f} | {min(run['samples']):.2f} to {max(run['samples']):.2f} |\n"
-        )
-    return _on(found["machine"]) + head + "|---|---|---|---:|---:|\n" + "".join(rows)
-
-
-def _on(machine: dict[str, Any]) -> str:
-    return f"{machine['cores']} cores ({machine['processor']}), torch {machine['torch']}.\n\n"
 
 
 def times(repeats: int, rounds: int) -> list[dict[str, Any]]:
@@ -247,14 +177,13 @@ def steps(network: tuple[int, int], parts: int, threads: int, repeats: int) -> N
 
 
 def _trainer(network: tuple[int, int], parts: int) -> Trainer:
-    generator = torch.Generator().manual_seed(0)
-    y = torch.arange(10 * BATCH) % 10
-    x = torch.rand(len(y), 3, 32, 32, generator=generator)
-    mixture = Mixture(torch.full((10, 3072), 0.5), 0.1 * torch.eye(3072).expand(10, -1, -1), (3, 32, 32))
+    cpu = torch.device("cpu")
+    x, y = harness.images(10 * BATCH, 32, 0, cpu), torch.arange(10 * BATCH) % 10
+    mixture = harness.random_mixture((3, 32, 32), cpu)
     data = Prepared(x, y, x[:BATCH], y[:BATCH], x[:BATCH], y[:BATCH], "random", mixture, 255)
     values: dict[str, Any] = {"buffer_size": 10 * BATCH, "bn_parts": parts, "precision": "float32", "batch_size": BATCH}
     setup = setup_of("cifar10", "ebjdat-jempp", depth=network[0], width=network[1], **values)
-    return Trainer(setup, data, device=torch.device("cpu"))
+    return Trainer(setup, data, device=cpu)
 
 
 if __name__ == "__main__":

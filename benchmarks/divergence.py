@@ -1,18 +1,18 @@
 """How many runs that diverge for real finish with the supervisor, and how many without.
 
-    python -m benchmarks.divergence [--seeds 20] [--factor 30]
+    python -m benchmarks.divergence [--seeds 20] [--factor 30]    # then: python -m benchmarks.pages
+    python -m benchmarks.divergence --picture                     # a healthy run and one that diverges, side by side
 
 JEM on digits (method ``base``, variant ``jem``) at a learning rate of ``factor`` times the recipe's, a few
 epochs, once with the supervisor's checks and rollbacks and once without. A run is healthy when it ends with
-finite values and a mean energy gap below the supervisor's limit. Writes ``benchmarks/results/divergence.json``.
+finite values and a mean energy gap below the supervisor's limit. Writes ``benchmarks/results/divergence.json``;
+with ``--picture`` iterations of seed 0 to ``benchmarks/results/health.json`` and ``docs/pictures/health.png``.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import statistics
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import setup_of
+from benchmarks.harness import RESULTS, ROOT, setup_of
 from ebjdat import command, files
 from ebjdat.data.prepared import load_prepared
 from ebjdat.device import processors
@@ -29,9 +29,9 @@ from ebjdat.training.loop import Trainer
 from ebjdat.training.state import State
 from ebjdat.training.supervisor import Supervisor
 
-RESULT = Path(__file__).parent / "results" / "divergence.json"
-PAGE = Path(__file__).parents[1] / "docs" / "faults.md"
-EPOCHS = 4
+EPOCHS, TRACED_EPOCHS = 4, 2
+FACTORS = {"healthy": 1.0, "unhealthy": 30.0}
+"""Of the picture: learning rates as multiples of the recipe's."""
 
 
 class Unsupervised(Supervisor):
@@ -44,15 +44,18 @@ class Unsupervised(Supervisor):
             raise DivergenceError("a value is not finite")
 
 
+def trainer_of(seed: int, factor: float, epochs: int, supervisor: Supervisor) -> Trainer:
+    """A run at ``factor`` times the recipe's learning rate."""
+    torch.set_num_threads(1)
+    rate = setup_of("digits", "base-jem", seed).training.lr  # type: ignore[union-attr]
+    setup = setup_of("digits", "base-jem", seed, epochs=epochs, lr=factor * rate)
+    return Trainer(setup, load_prepared(Path("data/digits")), device=torch.device("cpu"), supervisor=supervisor)
+
+
 def run_once(seed: int, factor: float, *, supervised: bool) -> dict[str, Any]:
     """One run; what became of it."""
-    torch.set_num_threads(1)
-    setup = setup_of("digits", "base-jem", seed, epochs=EPOCHS)
-    assert setup.training is not None
-    setup = setup_of("digits", "base-jem", seed, epochs=EPOCHS, lr=factor * setup.training.lr)
     supervisor = Supervisor() if supervised else Unsupervised()
-    data, device = load_prepared(Path("data/digits")), torch.device("cpu")
-    trainer = Trainer(setup, data, device=device, supervisor=supervisor)
+    trainer = trainer_of(seed, factor, EPOCHS, supervisor)
     try:
         outcome = trainer.run()
     except DivergenceError as error:
@@ -71,46 +74,48 @@ def run_once(seed: int, factor: float, *, supervised: bool) -> dict[str, Any]:
     }
 
 
-def table(result: dict[str, Any]) -> str:
-    """The result as Markdown."""
-    caption = (
-        f"{result['model']} on {result['profile']}, {result['epochs']} epochs at {result['factor']:g} times the "
-        f"recipe's rate, seeds 0 to {len(result['with']) - 1}."
-    )
-    lines = [
-        "| supervisor | healthy at the end | above 50 % validation accuracy | median accuracy (%) | rollbacks a run |"
-    ]
-    lines.append("| --- | ---: | ---: | ---: | ---: |")
-    for name in ("with", "without"):
-        runs = result[name]
-        healthy = sum(run["healthy"] for run in runs)
-        rollbacks = sum(run["rollbacks"] for run in runs) / len(runs)
-        accuracies = [run.get("val_clean", 0.0) for run in runs]
-        useful, median = sum(accuracy > 0.5 for accuracy in accuracies), 100 * statistics.median(accuracies)
-        lines.append(f"| {name} | {healthy} of {len(runs)} | {useful} | {median:.0f} | {rollbacks:.1f} |")
-    note = "A run that was given up, or ended in a value that is not finite, counts as accuracy 0."
-    return "\n".join([caption, "", *lines, "", note])
+def trace(factor: float) -> list[dict[str, float]]:
+    """What the supervisor sees in every iteration of seed 0, without its interventions."""
+    supervisor = Unsupervised()
+    try:
+        trainer_of(0, factor, TRACED_EPOCHS, supervisor).run()
+    except DivergenceError as error:
+        print(f"factor {factor:g}: {error}")
+    return [dict(row) for row in supervisor.trace]
 
 
-def fill_page() -> None:
-    """Put the table into docs/faults.md."""
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split("<!-- divergence -->")
-    after = rest.split("<!-- /divergence -->")[1]
-    shown = table(files.read_json(RESULT))
-    files.write_text(PAGE, f"{before}<!-- divergence -->\n{shown}\n<!-- /divergence -->{after}")
+def draw(result: dict[str, Any], picture: Path) -> None:
+    """Gap and loss over iterations, both runs, as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3), dpi=110, layout="constrained")
+    axes: Any = figure.subplots(1, 2)
+    for place, (key, label) in enumerate({"energy_gap_px": "|E(x_p) - E(x_gen)| (nats)", "loss": "|loss|"}.items()):
+        for (name, rows), style in zip(result["runs"].items(), ("-", "--"), strict=True):
+            values = [max(abs(row[key]), 1e-3) for row in rows]
+            axes[place].semilogy(range(1, len(values) + 1), values, style, label=name)
+        axes[place].set_xlabel("iteration")
+        axes[place].set_ylabel(label)
+        axes[place].grid(alpha=0.3)
+    axes[0].axhline(result["limit"], color="grey", linewidth=0.8, linestyle=":", label="limit of the supervisor")
+    axes[0].legend(frameon=False, fontsize=8)
+    with files.atomic(picture) as handle:
+        FigureCanvasAgg(figure).print_png(handle, metadata={"Software": None})
 
 
 def main() -> None:
-    """Run all seeds both ways and write the result, or only fill the page from it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--page", action="store_true", help="only fill docs/faults.md from the last result")
+    """Run all seeds both ways and write the result, or draw the picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--factor", type=float, default=30.0)
+    parser.add_argument("--picture", action="store_true", help="only trace and draw two runs")
     options = parser.parse_args()
-    if options.page:
-        fill_page()
-        return
+    if options.picture:
+        runs = {name: trace(factor) for name, factor in FACTORS.items()}
+        traced = {"epochs": TRACED_EPOCHS, "factors": FACTORS, "limit": Supervisor().gap_limit, "runs": runs}
+        files.write_json(RESULTS / "health.json", traced)
+        return draw(traced, ROOT / "docs" / "pictures" / "health.png")
     result: dict[str, Any] = {"model": "base-jem", "profile": "digits", "epochs": EPOCHS, "factor": options.factor}
     with ProcessPoolExecutor(processors()) as pool:
         for name, supervised in (("with", True), ("without", False)):
@@ -118,7 +123,7 @@ def main() -> None:
             result[name] = list(pool.map(once, range(options.seeds)))
             healthy = sum(run["healthy"] for run in result[name])
             print(f"{name} supervisor: {healthy} of {options.seeds} healthy at the end", flush=True)
-    files.write_json(RESULT, json.loads(json.dumps(result)))
+    files.write_json(RESULTS / "divergence.json", result)
 
 
 if __name__ == "__main__":

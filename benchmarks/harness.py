@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from ebjdat import files
 from ebjdat.config import Setup, load_params, resolve
 from ebjdat.data.gaussians import CLASSES, Mixture
+from ebjdat.device import processors
 from ebjdat.run import Run
 
 ROOT = Path(__file__).parents[1]
@@ -28,8 +30,12 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def setup_of(profile: str, model: str, seed: int = 0, **values: object) -> Setup:
-    """What the parameters say about a run, with values of its training, recipe or network replaced by name."""
-    setup = resolve(load_params(ROOT, profile), Run(profile, model, seed))
+    """What the parameters say about a run, with ``values`` as :func:`changed` takes them."""
+    return changed(resolve(load_params(ROOT, profile), Run(profile, model, seed)), **values)
+
+
+def changed(setup: Setup, **values: object) -> Setup:
+    """A setup with values of its training, recipe or network replaced, by name."""
     sections = {}
     for name in ("training", "recipe", "network"):
         section = getattr(setup, name)
@@ -112,14 +118,6 @@ def forward_flops(model: torch.nn.Module, x: Tensor) -> int:
     return counter.get_total_flops()
 
 
-def matmul_ceiling(device: torch.device, dtype: torch.dtype, repeats: int = 7) -> float:
-    """FLOP/s of the best of several square matrix products, the most that this run could reach."""
-    size = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    a @ b
-    return 2 * size**3 / min(seconds(lambda: a @ b, device)[0] for _ in range(repeats))
-
-
 def resident_mb(field: str) -> float:
     """``VmRSS`` (now) or ``VmHWM`` (peak) of this process in MiB, on Linux."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
@@ -148,16 +146,18 @@ def in_child(module: str, arguments: list[str]) -> dict[str, Any]:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """What ran: device name, threads, versions."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     return {
         "device": name,
+        "cores": processors(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's name, as Linux has it."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -171,8 +171,7 @@ def finish(result: dict[str, Any], out: Path | None) -> None:
     rounded = json.loads(json.dumps(result), parse_float=lambda text: float(f"{float(text):.5g}"))
     print(json.dumps(rounded))
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(rounded, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        files.write_json(out, rounded)
 
 
 def images(n: int, size: int, seed: int, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""The tables in docs/gpu.md, filled from ``benchmarks/results``; no digit in them is typed.
+"""The tables in docs/gpu.md and docs/faults.md, filled from ``benchmarks/results``; no digit in them is typed.
 
 python -m benchmarks.pages
 """
@@ -15,13 +15,14 @@ from ebjdat import command, files
 from ebjdat.results.cells import Table, grid
 from ebjdat.results.tables import fill_places
 
-PAGE = Path(__file__).parents[1] / "docs" / "gpu.md"
+PAGES = (harness.ROOT / "docs" / "gpu.md", harness.ROOT / "docs" / "faults.md")
 MEASURES = ("validation clean", "validation robust", "clean", "pgd20")
 
 
 def tables() -> dict[str, Table]:
-    """Every table of the page, by label; one without its measurement says so."""
+    """Every table of the pages, by label; one without its measurement says so."""
     found = [policy(), effect(), speed(), evaluation(), growth(), prediction()]
+    found += [devices_accuracy(), devices_time(), diverging()]
     return {table.label: table for table in found}
 
 
@@ -110,15 +111,14 @@ def speed() -> Table:
     for path in sorted(harness.RESULTS.glob("step-*.json")):
         result = files.read_json(path)
         for mode, row in result["modes"].items():
-            memory = "" if row["peak_memory_mb"] is None else f"{row['peak_memory_mb']:.0f}"
             label = f"WRN-{result['network']}, {result['variant']}, {result['batch']}: {step.LABELS[mode]}"
             rows[label] = (
                 f"{row['seconds']:.2f}",
-                _ratio(row["ratio_released"]),
-                _ratio(row["ratio_lean"]),
-                _ratio(row["cpu_ratio_released"]),
-                _ratio(row["cpu_ratio_lean"]),
-                memory,
+                *(
+                    f"{row[key]:.2f}"
+                    for key in ("ratio_released", "ratio_lean", "cpu_ratio_released", "cpu_ratio_lean")
+                ),
+                f"{row['peak_memory_mb']:.0f}",
             )
         caption = (
             f"{result['device']}, {result['threads']} threads, medians; images of {result['size']}x{result['size']}. "
@@ -126,10 +126,6 @@ def speed() -> Table:
         )
     labels = ("s per iteration", "times (a)", "times (b)", "CPU: times (a)", "CPU: times (b)", "peak MiB")
     return _table("speed", caption, "network, variant, batch: mode", labels, rows)
-
-
-def _ratio(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
 
 
 def evaluation() -> Table:
@@ -187,15 +183,71 @@ def prediction() -> Table:
     return _table("prediction", caption, "variant, epochs, memory", cost.GPUS, rows)
 
 
-def filled() -> str:
-    """The page as the results say it should read."""
+def devices_accuracy() -> Table:
+    """Models trained by one process and by two."""
+    found = _read("devices-accuracy.json") or {"runs": []}
+    rows = {
+        f"seed {run['seed']}, {run['devices']} {'process' if run['devices'] == 1 else 'processes'}": (
+            *(f"{100 * run[key]:.1f}" for key in ("val_robust", "test_clean", "test_robust")),
+            f"{run['flags_different']} of {run['flags_compared']}",
+        )
+        for run in found["runs"]
+    }
+    columns = ("validation robust (%)", "test clean (%)", "test robust (%)", "flags that differ")
+    return _table("devices-accuracy", _machine(found), "training", columns, rows)
+
+
+def devices_time() -> Table:
+    """A training step by number of processes."""
+    found = _read("devices-time.json") or {"runs": [], "batch_size": ""}
+    rows = {}
+    for run in found["runs"]:
+        norm = "alone" if run["processes"] == 1 else "gathered" if run["bn_parts"] == 1 else "each its part"
+        depth, width = run["network"]
+        times = f"{run['seconds']:.2f}", f"{min(run['samples']):.2f} to {max(run['samples']):.2f}"
+        rows[f"WRN-{depth}-{width}, {run['processes']} x {run['threads']}, {norm}"] = times
+    head = f"network, processes x threads, BatchNorm; batch {found['batch_size']}"
+    return _table("devices-time", _machine(found), head, ("s per step", "lowest to highest"), rows)
+
+
+def _machine(found: Mapping[str, Any]) -> str:
+    if not found["runs"]:
+        return "Not measured."
+    machine = found["machine"]
+    return f"{machine['cores']} cores ({machine.get('device') or machine['processor']}), torch {machine['torch']}."
+
+
+def diverging() -> Table:
+    """Runs that diverge for real, with and without the supervisor."""
+    result, rows = files.read_json(harness.RESULTS / "divergence.json"), {}
+    for name in ("with", "without"):
+        runs = result[name]
+        accuracies = [run.get("val_clean", 0.0) for run in runs]
+        rows[name] = (
+            f"{sum(run['healthy'] for run in runs)} of {len(runs)}",
+            str(sum(accuracy > 0.5 for accuracy in accuracies)),
+            f"{100 * statistics.median(accuracies):.0f}",
+            f"{sum(run['rollbacks'] for run in runs) / len(runs):.1f}",
+        )
+    caption = (
+        f"{result['model']} on {result['profile']}, {result['epochs']} epochs at {result['factor']:g} times the "
+        f"recipe's rate, seeds 0 to {len(result['with']) - 1}. "
+        "A run that was given up, or ended in a value that is not finite, counts as accuracy 0."
+    )
+    columns = ("healthy at the end", "above 50 % validation accuracy", "median accuracy (%)", "rollbacks a run")
+    return _table("divergence", caption, "supervisor", columns, rows)
+
+
+def filled(page: Path) -> str:
+    """A page as the results say it should read."""
     texts = {label: table.markdown() for label, table in tables().items()}
-    return fill_places(PAGE.read_text(encoding="utf-8"), texts)
+    return fill_places(page.read_text(encoding="utf-8"), texts)
 
 
 def main() -> None:
-    """Fill the page."""
-    files.write_text(PAGE, filled())
+    """Fill the pages."""
+    for page in PAGES:
+        files.write_text(page, filled(page))
 
 
 if __name__ == "__main__":

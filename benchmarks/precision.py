@@ -4,49 +4,36 @@
 
 Every training is that of params.yaml but for the precision. Both models are evaluated in float32 on
 all test images: clean accuracy, and PGD-20 at the profile's radius (step a quarter of it, random
-start). Writes ``benchmarks/results/precision.json``; a finished training is not done again.
+start), on the prepared digits. Writes ``benchmarks/results/precision.json``; a finished training is not done again.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-import tempfile
 import time
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.harness import setup_of
+from benchmarks.harness import RESULTS, setup_of
 from ebjdat import command, files
 from ebjdat.attacks.batches import correct
 from ebjdat.attacks.linf import PGD
-from ebjdat.data.digits import load_digits
-from ebjdat.data.prepared import Prepared, load_prepared, save_prepared
+from ebjdat.data.prepared import Prepared, load_prepared
 from ebjdat.model.energy import EnergyModel
 from ebjdat.training.loop import Trainer
 
-RESULT = Path(__file__).parent / "results" / "precision.json"
+RESULT = RESULTS / "precision.json"
 PRECISIONS = ("float32", "bfloat16")
 
 
-@lru_cache(maxsize=1)
-def digits() -> Prepared:
-    """The profile's splits, made afresh."""
-    with tempfile.TemporaryDirectory() as folder:
-        save_prepared(folder, load_digits(), setup_of("digits", "pgd_at").data)
-        data = load_prepared(folder)
-        return dataclasses.replace(data, gaussians=data.mixture)
-
-
-def train_once(variant: str, precision: Any, seed: int) -> dict[str, Any]:
+def train_once(data: Prepared, variant: str, precision: Any, seed: int) -> dict[str, Any]:
     """Train and evaluate one model; accuracies in per cent."""
     torch.set_num_threads(1)
     setup = setup_of("digits", f"ebjdat-{variant}", seed, precision=precision)
-    trainer = Trainer(setup, digits(), device=torch.device("cpu"))
+    trainer = Trainer(setup, data, device=torch.device("cpu"))
     started = time.process_time()
     outcome = trainer.run()
     seconds = time.process_time() - started
@@ -60,13 +47,13 @@ def train_once(variant: str, precision: Any, seed: int) -> dict[str, Any]:
         "rollbacks": len(outcome.events),
         "validation clean": 100 * chosen["val_clean"],
         "validation robust": 100 * chosen["val_robust"],
-        **evaluate(outcome.best.eval(), setup.evaluation.radius),
+        **evaluate(outcome.best.eval(), data, setup.evaluation.radius),
     }
 
 
-def evaluate(model: EnergyModel, radius: float) -> dict[str, float]:
+def evaluate(model: EnergyModel, data: Prepared, radius: float) -> dict[str, float]:
     """Clean accuracy and PGD-20 in float32 on the test images, in per cent."""
-    x, y = digits().x_test, digits().y_test
+    x, y = data.x_test, data.y_test
     attack = PGD(eps=radius, step=radius / 4, steps=20, random_start=True)
     x_adv = attack(model, x, y, torch.Generator().manual_seed(0))
     clean, robust = correct(model, x, y), correct(model, x_adv, y)
@@ -78,14 +65,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--variant", default="jempp")
-    parser.add_argument("--at-most", type=int, default=None, help="trainings in this call")
     options = parser.parse_args()
+    data = load_prepared(Path("data/digits"))
     runs: list[dict[str, Any]] = files.read_json(RESULT)["runs"] if RESULT.is_file() else []
     done = {(run["variant"], run["precision"], run["seed"]) for run in runs}
     wanted = [(options.variant, precision, seed) for seed in range(options.seeds) for precision in PRECISIONS]
-    for run in [run for run in wanted if run not in done][: options.at_most]:
-        runs.append(train_once(*run))
-        files.write_json(RESULT, {"profile": "digits", "images": len(digits().y_test), "runs": runs})
+    for run in [run for run in wanted if run not in done]:
+        runs.append(train_once(data, *run))
+        files.write_json(RESULT, {"profile": "digits", "images": len(data.y_test), "runs": runs})
     print(json.dumps(runs))
 
 

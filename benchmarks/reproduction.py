@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness import RESULTS, cpu_name
 from ebjdat import command, files
 from ebjdat.config import Params, load_params
 from ebjdat.errors import UserError
@@ -27,7 +28,6 @@ from ebjdat.results.findings import Question, findings
 from ebjdat.results.names import display_name
 from ebjdat.run import Run
 
-RESULTS = Path(__file__).parent / "results"
 PAGES = ("README.md", "docs/reproduction.md")
 PLACE = re.compile(r"(<!-- cost: ([a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 GPU, PEAK, SHARES = "H200", 989e12, (0.10, 0.40)
@@ -52,7 +52,7 @@ def measure(params: Params) -> None:
     starts = [end - row["seconds"] for end, row in zip(ends, rows, strict=True)]
     found = {
         "profile": params.profile,
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "wall_seconds": round(max(ends) - min(starts)),
         "peak_memory": max(row["peak_memory"] for row in rows),
@@ -61,13 +61,6 @@ def measure(params: Params) -> None:
         "stages": [{name: row[name] for name in ("model", "seed", "stage", "seconds", "cpu_seconds")} for row in rows],
     }
     files.write_json(RESULTS / f"repro-{params.profile}.json", found)
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    text = info.read_text(encoding="utf-8") if info.is_file() else ""
-    found = re.search(r"model name\s*: (.+)", text)
-    return found[1].strip() if found else "unknown CPU"
 
 
 def _size(folder: Path) -> int:
@@ -104,9 +97,14 @@ def _machine(found: dict[str, Any] | None) -> str:
         return "`make repro` has not been timed yet."
     return (
         f"Measured: {found['wall_seconds'] / 60:.0f} minutes on {found['cores']} cores ({found['cpu']}), "
-        f"{found['peak_memory'] / GIB:.1f} GiB of memory per process, {found['disk'] / GIB:.1f} GiB of disk beside "
+        f"{found['peak_memory'] / GIB:.1f} GiB of memory per process, {size(found['disk'])} of disk beside "
         f"{found['packages'] / GIB:.0f} GiB of packages."
     )
+
+
+def size(n: int) -> str:
+    """Bytes for people."""
+    return f"{n / GIB:.1f} GiB" if n >= GIB else f"{n / 2**20:.0f} MiB"
 
 
 Row = tuple[str, ...]
@@ -118,7 +116,7 @@ def _claims(digits: frame.Results, small: frame.Results) -> Iterable[Row]:
     ours, measured = display_name(digits.params, model), _read("repro-digits.json")
     memory = "not measured" if measured is None else f"{measured['peak_memory'] / GIB:.1f} GiB"
     minutes = "not measured" if measured is None else f"{measured['wall_seconds'] / 60:.0f} min"
-    disk = "not measured" if measured is None else f"{measured['disk'] / GIB:.1f} GiB"
+    disk = "not measured" if measured is None else size(measured["disk"])
     studied = _hours(_estimate(digits, measured))
     yield f"digits, one seed: {ours} is robust", "`make repro`", _range(digits), minutes, memory, disk
     study = "`python -m stages.study studies/digits.yaml`"

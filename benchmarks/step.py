@@ -2,10 +2,8 @@
 
     python -m benchmarks.step --network 16-2 --batch 64 --variant jempp
 
-Prints images per second, ratios, the memory of an iteration, FLOP/s and their share of a matrix
-product's. The FLOPs are those of the lean iteration for every mode, so a duplicated forward counts
-as time and not as work. First it checks that all modes come to the same loss and gradients from
-the same random numbers; ``--check`` stops there. The last line is JSON.
+Prints seconds, ratios and the memory of an iteration. First it checks that all modes come to the same loss and
+gradients from the same random numbers; ``--check`` stops there. The last line is JSON.
 
 On a GPU: python -m benchmarks.step --network 28-10 --batch 256 --device cuda
 """
@@ -203,42 +201,21 @@ def _memory(options: argparse.Namespace, mode: str) -> float:
     return harness.in_child("benchmarks.step", arguments + ["--compile"] * options.compile)["peak_memory_mb"]
 
 
-def summary(
-    times: dict[str, tuple[float, float]],
-    memory: dict[str, float | None],
-    flops: int,
-    batch: int,
-    ceilings: dict[str, float],
-) -> dict[str, dict[str, Any]]:
-    """A row of numbers per mode; ratios are None where the other mode was left out."""
-    table: dict[str, dict[str, Any]] = {}
+def summary(times: dict[str, tuple[float, float]], memory: dict[str, float]) -> dict[str, dict[str, float]]:
+    """A row of numbers per mode."""
+    table: dict[str, dict[str, float]] = {}
     for mode, (wall, used) in times.items():
-        row: dict[str, Any] = {"seconds": wall, "cpu_seconds": used, "images_per_s": batch / wall}
+        table[mode] = {"seconds": wall, "cpu_seconds": used, "peak_memory_mb": memory[mode]}
         for other in ("released", "lean"):
-            row[f"ratio_{other}"] = times[other][0] / wall if other in times else None
-            row[f"cpu_ratio_{other}"] = times[other][1] / used if other in times else None
-        row |= {"peak_memory_mb": memory[mode], "flop_per_s": flops / wall}
-        row["share_of_ceiling"] = row["flop_per_s"] / ceilings["bfloat16" if "bfloat16" in mode else "float32"]
-        table[mode] = row
+            table[mode] |= {f"ratio_{other}": times[other][0] / wall, f"cpu_ratio_{other}": times[other][1] / used}
     return table
 
 
-def headline(table: dict[str, dict[str, Any]], mode: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The keys of the last line for the engine's fastest mode, the settings, and the whole table."""
-    keys = ("images_per_s", "ratio_released", "ratio_lean", "peak_memory_mb", "share_of_ceiling")
-    settings = ("network", "size", "batch", "variant", "repeats", "compile")
-    found = {key: table[mode][key] for key in keys} | {name: getattr(options, name) for name in settings}
-    return found | {"modes": table}
-
-
-def line(mode: str, row: dict[str, Any]) -> str:
+def line(mode: str, row: dict[str, float]) -> str:
     """One mode for a reader."""
-    released = "" if row["ratio_released"] is None else f"{row['ratio_released']:6.2f} x (a)  "
-    memory = "" if row["peak_memory_mb"] is None else f"{row['peak_memory_mb']:8.0f} MiB  "
     return (
-        f"{LABELS[mode]:21} {row['seconds']:8.3f} s  {row['images_per_s']:8.1f} images/s  {released}"
-        f"{row['ratio_lean']:6.2f} x (b)  {memory}{row['flop_per_s'] / 1e9:9.1f} GFLOP/s  "
-        f"{100 * row['share_of_ceiling']:5.1f} % of the ceiling"
+        f"{LABELS[mode]:21} {row['seconds']:8.3f} s  {row['ratio_released']:6.2f} x (a)  "
+        f"{row['ratio_lean']:6.2f} x (b)  {row['peak_memory_mb']:8.0f} MiB"
     )
 
 
@@ -247,10 +224,6 @@ def main() -> None:
     parser = harness.options((__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="only check that all modes compute the same")
     parser.add_argument("--memory", choices=MODES, help="only the memory of one iteration of one mode")
-    parser.add_argument(
-        "--without-memory", action="store_true", help="measure no memory, which takes a process per mode"
-    )
-    parser.add_argument("--without-released", action="store_true", help="leave out the slow mode (a)")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -266,17 +239,15 @@ def main() -> None:
         print(f"{LABELS[mode]}: loss {difference['loss']:.1e}, gradient {difference['gradient']:.1e} from (a)")
     if options.check:
         return harness.finish({"differences": differences}, options.out)
-    modes = [mode for mode in MODES if mode != "released" or not options.without_released]
-    memory = {mode: None if options.without_memory else _memory(options, mode) for mode in modes}
-    runs = {mode: new_run(setting, mode, compile=options.compile) for mode in modes}
-    flops = forward_equivalents(setting.variant) * harness.forward_flops(runs["lean"].model, setting.x)
-    ceilings = {name: harness.matmul_ceiling(device, getattr(torch, name)) for name in ("float32", "bfloat16")}
+    memory = {mode: _memory(options, mode) for mode in MODES}
+    runs = {mode: new_run(setting, mode, compile=options.compile) for mode in MODES}
     times = harness.medians({mode: run.step for mode, run in runs.items()}, options.repeats, device)
-    table = summary(times, memory, flops, options.batch, ceilings)
+    table = summary(times, memory)
     for mode, row in table.items():
         print(line(mode, row))
-    extra = {"ceilings": ceilings, "flops": flops, "differences": differences}
-    harness.finish(headline(table, modes[-1], options) | harness.machine(device) | extra, options.out)
+    settings = {name: getattr(options, name) for name in ("network", "size", "batch", "variant", "repeats", "compile")}
+    found = settings | {"modes": table, "differences": differences}
+    harness.finish(found | harness.machine(device), options.out)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +19,14 @@ INTERRUPTED = 130
 def no_arguments(description: str | None) -> None:
     """For a command that reads none: answers --help and refuses anything else."""
     argparse.ArgumentParser(description=description).parse_args()
+
+
+def processors() -> int:
+    """Cores that this process may use; ``EBJDAT_CORES``, which ``stages.repro`` sets, is its share of them."""
+    share = os.environ.get("EBJDAT_CORES", "")
+    if share.isdigit() and int(share):
+        return int(share)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(main: Callable[[], object]) -> None:

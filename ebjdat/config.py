@@ -302,6 +302,12 @@ class Params(Section):
         models = (self.model, *self.baselines, *self.sources)
         return [Run(self.profile, model, seed) for model in models for seed in self.seeds]
 
+    @property
+    def own_baselines(self) -> list[str]:
+        """Baselines that the profile gives settings of their own, ``<baseline>-<name>``."""
+        split = ((name, *name.partition("-")) for name in self.current.training)
+        return [name for name, baseline, _, more in split if more and baseline in BASELINES]
+
     def training(self, model: str) -> Training:
         """How ``model`` trains: ``defaults``, then what the profile says of its variant, method and name.
 
@@ -477,11 +483,9 @@ def check_model(params: Params, model: str, where: str = "") -> None:
         UserError: with the known names.
     """
     known = [f"{method}-{variant}" for method in METHODS for variant in params.variants]
-    known += [*BASELINES, *(name for name in params.current.training if name.partition("-")[0] in BASELINES)]
+    known += [*BASELINES, *params.own_baselines]
     if model not in known and not model.startswith("external-"):
-        raise UserError(
-            f"{where}unknown model {model!r}{nearest(model, known)}; known: {', '.join(known)}, external-<name>"
-        )
+        raise UserError(f"{where}unknown model {model!r}{_among(model, known)}, external-<name>")
 
 
 def load_params(folder: str | Path = ".", profile: str | None = None) -> Params:
@@ -510,7 +514,7 @@ def read_profile(folder: Path, name: str) -> Any:
     """
     known = sorted(path.stem for path in (folder / PROFILES).glob("*.yaml"))
     if name not in known:
-        raise UserError(f"profile: unknown profile {name!r}{nearest(name, known)}; known: {', '.join(known)}")
+        raise UserError(f"profile: unknown profile {name!r}{_among(name, known)}")
     return read_yaml(folder / PROFILES / f"{name}.yaml")
 
 
@@ -555,9 +559,7 @@ def _check(params: Params) -> None:
     if not (params.current.evaluation.autoattack.alone or params.current.evaluation.autoattack.cascade):
         raise UserError(f"params/{params.profile}.yaml: evaluation.autoattack: alone or cascade must be true")
     if params.variant not in params.variants:
-        known = list(params.variants)
-        hint = nearest(params.variant, known)
-        raise UserError(f"variant: unknown variant {params.variant!r}{hint}; known: {', '.join(known)}")
+        raise UserError(f"variant: unknown variant {params.variant!r}{_among(params.variant, params.variants)}")
     for key in ("surrogates", "seeds"):
         values = getattr(params, key)
         if len(set(values)) < len(values):
@@ -565,8 +567,7 @@ def _check(params: Params) -> None:
     for key in ("baselines", "sources"):
         for name in getattr(params, key):
             if name.partition("-")[0] not in BASELINES:
-                hint = nearest(name, BASELINES)
-                raise UserError(f"{key}: unknown baseline {name!r}{hint}; known: {', '.join(BASELINES)}")
+                raise UserError(f"{key}: unknown baseline {name!r}{_among(name, BASELINES)}")
             check_model(params, name, f"{key}: ")
     both = [*params.baselines, *params.sources]
     if len(set(both)) < len(both):
@@ -583,10 +584,9 @@ def _check_profile(params: Params) -> None:
     models = [f"{method}-{variant}" for method in ("ebjdat", "base") for variant in params.variants]
     names = ["defaults", *params.variants, *METHODS, *BASELINES, *models]
     for name in profile.training:
-        baseline, _, more = name.partition("-")
-        if name not in names and not (more and baseline in BASELINES):
-            raise UserError(f"{place}training.{name}: unknown key{nearest(name, names)}; known: {', '.join(names)}")
-    for model in (*models, *BASELINES, *(name for name in profile.training if name.partition("-")[0] in BASELINES)):
+        if name not in names and name not in params.own_baselines:
+            raise UserError(f"{place}training.{name}: unknown key{_among(name, names)}")
+    for model in (*models, *BASELINES, *params.own_baselines):
         training = params.training(model)
         for key in ("batch_size", "px_batch_size"):
             size = getattr(training, key)
@@ -654,41 +654,36 @@ def _sentence(kind: type[BaseModel], error: Any, full: Callable[[str], str]) -> 
     limits = error.get("ctx", {})
     if what == "extra_forbidden":
         names = [name for name in _section(kind, places[:-1]).model_fields if name != "current"]
-        return f"{key}: unknown key{nearest(places[-1], names)}; known: {', '.join(names)}"
+        return f"{key}: unknown key{_among(places[-1], names)}"
     if what == "missing":
         return f"{key}: missing key"
     if what == "literal_error":
         known = re.findall(r"'([^']*)'", limits["expected"])
-        return f"{key}: unknown value {_show(value)}{nearest(value, known)}; known: {', '.join(known)}"
+        return f"{key}: unknown value {_show(value)}{_among(value, known)}"
     if what == "value_error":
         return f"{key}: {limits['error']}, got {_show(value)}"
-    words = {
-        "greater_than": "above {gt:g}",
-        "greater_than_equal": "at least {ge:g}",
-        "less_than": "below {lt:g}",
-        "less_than_equal": "at most {le:g}",
-    }
-    if what in words:
-        hint = " (a radius is in pixel units of [0, 1]: write 8/255, not 8)" if places[-1] in _RADII else ""
-        return f"{key}: expected a number {words[what].format(**limits)}, got {_show(value)}{hint}"
-    expected = {
-        "int_from_float": "a whole number",
-        "int_type": "a whole number",
-        "int_parsing": "a whole number",
-        "float_type": "a number",
-        "finite_number": "a finite number",
-        "bool_type": "true or false",
-        "bool_parsing": "true or false",
-        "string_type": "text",
-        "tuple_type": "a list",
-        "too_short": "at least one",
-        "dict_type": "a section with keys",
-        "model_type": "a section with keys",
-    }.get(what, error["msg"])
-    return f"{key}: expected {expected}, got {_show(value)}"
+    expected = _EXPECTED[what].format(**limits) if what in _EXPECTED else error["msg"]
+    hint = (
+        " (a radius is in pixel units of [0, 1]: write 8/255, not 8)" if places[-1] in ("train_eps", "radius") else ""
+    )
+    return f"{key}: expected {expected}, got {_show(value)}{hint if 'than' in what else ''}"
 
 
-_RADII = ("train_eps", "radius")
+_EXPECTED = {
+    "greater_than": "a number above {gt:g}",
+    "greater_than_equal": "a number at least {ge:g}",
+    "less_than": "a number below {lt:g}",
+    "less_than_equal": "a number at most {le:g}",
+    **dict.fromkeys(("int_from_float", "int_type", "int_parsing"), "a whole number"),
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    "string_type": "text",
+    "tuple_type": "a list",
+    "too_short": "at least one",
+    **dict.fromkeys(("dict_type", "model_type"), "a section with keys"),
+}
+"""What pydantic's kinds of errors mean, in words."""
 _UNION = ("int", "float", "literal", "constrained-int", "constrained-float")
 
 
@@ -710,7 +705,8 @@ def _show(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def nearest(name: object, names: Iterable[object]) -> str:
-    """`` (did you mean ...?)``, or nothing where no name is near."""
-    close = difflib.get_close_matches(str(name), [str(n) for n in names], n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+def _among(name: object, names: Iterable[object]) -> str:
+    """`` (did you mean ...?)`` where a name is near, and the known ones."""
+    known = [str(one) for one in names]
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return (f" (did you mean {close[0]}?)" if close else "") + f"; known: {', '.join(known)}"

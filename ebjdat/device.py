@@ -9,18 +9,11 @@ import sys
 
 import torch
 
+from ebjdat.command import processors
 from ebjdat.errors import UserError
 
 THREADS = 2
 """Of every evaluation on a CPU but AutoAttack, whose workers take one each."""
-
-
-def processors() -> int:
-    """Cores that this process may use; ``EBJDAT_CORES``, which ``stages.repro`` sets, is its share of them."""
-    share = os.environ.get("EBJDAT_CORES", "")
-    if share.isdigit() and int(share):
-        return int(share)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def evaluators(device: torch.device, devices: str | int) -> int:

@@ -22,14 +22,6 @@ from ebjdat.record import Record, rates_of, read_records, run_of
 CARD = "README.md"
 GAUSSIANS = "gaussians.npz"
 _PAPER = "https://arxiv.org/abs/2505.19459"
-_METHODS = {
-    "ebjdat": "trained with the energy term between clean, adversarial and generated images",
-    "base": "the plain joint energy model, without adversarial training",
-    "control": "EB-JDAT without its energy term",
-    "pgd_at": "adversarial training with PGD, a baseline",
-    "trades": "TRADES, a baseline",
-    "undefended": "trained on clean images, a baseline",
-}
 _MEASURES = {
     "clean": {"clean": "clean accuracy", "pgd-20": "PGD-20"},
     "autoattack": {"union": "union of AutoAttack's attacks", "autoattack": "AutoAttack cascade"},
@@ -81,7 +73,7 @@ tags: [adversarial-robustness, energy-based-model, ebjdat]
 
 # {described.model} on {data["dataset"]}, seed {described.seed}
 
-A classifier of a reproduction of EB-JDAT ({_PAPER}): {_METHODS.get(described.run.method, "trained elsewhere")}.
+A classifier of a reproduction of EB-JDAT ({_PAPER}): {described.run.about}.
 
 ```python
 import ebjdat

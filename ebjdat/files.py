@@ -12,9 +12,8 @@ import hashlib
 import json
 import os
 import socket
-import struct
+import subprocess
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -110,6 +109,14 @@ def digest(value: Any, length: int = 16) -> str:
     return hashlib.sha256(canonical(value)).hexdigest()[:length]
 
 
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested sections as one level with dotted names."""
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    parts = [flat(item, f"{prefix}.{name}" if prefix else name) for name, item in value.items()]
+    return {name: item for part in parts for name, item in part.items()}
+
+
 def file_hash(path: str | Path) -> str:
     """SHA-256 of a file's bytes, 64 hex characters.
 
@@ -161,21 +168,31 @@ def write_npz(path: str | Path, arrays: Mapping[str, np.ndarray], *, compress: b
                 np.lib.format.write_array(stream, np.ascontiguousarray(arrays[name]), allow_pickle=False)
 
 
+def read_npz(path: str | Path, again: str) -> dict[str, np.ndarray]:
+    """All arrays of a file of :func:`write_npz`; ``again``: what makes it, for the message.
+
+    Raises:
+        UserError: the file is missing or damaged, or holds Python objects.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {again}") from None
+    except Exception as error:  # NumPy throws nearly anything at damaged bytes
+        raise UserError(f"{path} is damaged ({str(error).split('. ')[0]}): {again} again") from None
+
+
 def write_png(path: str | Path, pixels: np.ndarray) -> None:
-    """Write uint8 pixels (height, width) grey or (height, width, 3) as PNG, without a library for pictures.
+    """Write uint8 pixels (height, width) grey or (height, width, 3) as PNG.
 
     Raises:
         UserError: see :func:`atomic`.
     """
-    height, width = pixels.shape[:2]
-    rows = np.ascontiguousarray(pixels, np.uint8).reshape(height, -1)
-    header = struct.pack(">IIBBBBB", width, height, 8, 2 if pixels.ndim == 3 else 0, 0, 0, 0)
-    unfiltered = np.hstack([np.zeros((height, 1), np.uint8), rows]).tobytes()
+    from PIL import Image
+
     with atomic(path) as handle:
-        handle.write(b"\x89PNG\r\n\x1a\n")
-        for kind, content in ((b"IHDR", header), (b"IDAT", zlib.compress(unfiltered)), (b"IEND", b"")):
-            handle.write(struct.pack(">I", len(content)) + kind + content)
-            handle.write(struct.pack(">I", zlib.crc32(kind + content)))
+        Image.fromarray(np.ascontiguousarray(pixels, np.uint8)).save(handle, "PNG")
 
 
 def main_checkout() -> Path:
@@ -189,6 +206,15 @@ def main_checkout() -> Path:
         return Path(named).resolve()
     here = Path.cwd().resolve()
     return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
+
+
+def commit() -> str:
+    """The commit that is checked out, with ``-dirty`` where files differ from it; empty outside git."""
+    asked = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def scratch(*parts: str) -> Path:

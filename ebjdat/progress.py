@@ -47,16 +47,11 @@ class Progress:
         self._stream = sys.stderr if stream is None else stream
         self._silent, self._clock = silent, clock
         self._started, self._written = clock(), -math.inf
-        self._bar = self._terminal_bar()
-
-    def _terminal_bar(self) -> Any:
-        if self._silent or not self._stream.isatty():
-            return None
-        try:
+        self._bar: Any = None
+        if not silent and self._stream.isatty():
             from tqdm import tqdm  # type: ignore[import-untyped]
-        except ImportError:  # training needs torch and numpy only; lines will do
-            return None
-        return tqdm(total=self.total, desc=self.label, unit=self.unit, file=self._stream, dynamic_ncols=True)
+
+            self._bar = tqdm(total=total, desc=label, unit=unit, file=self._stream, dynamic_ncols=True)
 
     def skip(self, units: int) -> None:
         """Count ``units`` that an earlier run has done: part of the share, not of the rate."""

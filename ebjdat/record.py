@@ -7,6 +7,7 @@ runs of the same thing: they go to ``.scratch/times/`` and from there to MLflow.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import socket
@@ -195,6 +196,21 @@ def current_part(record: Record) -> Record:
         field: {name: value for name, value in record[field].items() if not superseded(record, name)}
         for field in fields
     }
+
+
+def read_history(run: Run) -> list[dict[str, Any]]:
+    """Numbers by epoch of a training; none where the file is not here.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = run.model_dir / "history.jsonl"
+    if not path.is_file():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); run `dvc repro` to make it again") from None
 
 
 def run_of(record: Record) -> Run:

@@ -5,9 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-METHODS = ("ebjdat", "base", "control")
-"""What a JEM variant is trained with: EB-JDAT, its plain training, or EB-JDAT without the energy term."""
-BASELINES = ("pgd_at", "trades", "undefended")
+METHODS = {
+    "ebjdat": "trained with the energy term between clean, adversarial and generated images",
+    "base": "the plain joint energy model, without adversarial training",
+    "control": "EB-JDAT without its energy term",
+}
+"""What a JEM variant is trained with."""
+BASELINES = {
+    "pgd_at": "adversarial training with PGD, a baseline",
+    "trades": "TRADES, a baseline",
+    "undefended": "trained on clean images, a baseline",
+}
 """Methods without a generative term."""
 EXTERNAL = "external-"
 """Start of the name of a model that was not trained here."""
@@ -42,6 +50,11 @@ class Run:
         """The JEM variant; None for a model without one."""
         method, _, variant = self.model.partition("-")
         return variant if variant and method in METHODS else None
+
+    @property
+    def about(self) -> str:
+        """How it was trained, in a few words."""
+        return (METHODS | BASELINES).get(self.method, "trained elsewhere")
 
     @property
     def is_external(self) -> bool:

@@ -9,15 +9,12 @@ MLflow takes seconds to import, so it is imported late.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 import math
 import os
 import queue
 import re
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import threading
@@ -31,7 +28,7 @@ from ebjdat import files
 from ebjdat.config import Setup
 from ebjdat.errors import UserError
 from ebjdat.protocols import REVISIONS
-from ebjdat.record import Record, current_part, rates_of, run_of, times_path
+from ebjdat.record import Record, current_part, rates_of, read_history, run_of, times_path
 from ebjdat.run import Run
 
 if TYPE_CHECKING:
@@ -40,6 +37,8 @@ if TYPE_CHECKING:
 STRICT = "EBJDAT_STRICT_TRACKING"
 KEY = "ebjdat.key"
 """Tag that names what a run of the store is about: profile, model, seed and all that decided its training."""
+WEIGHTS = "weights"
+"""Tag with the SHA-256 of the checkpoint whose training a run's curves show; :func:`log_records` sets it."""
 END_SECONDS = 10.0
 """How long the end of a training waits for the store."""
 
@@ -61,22 +60,17 @@ _LOCK_SECONDS = 60.0
 _SQLITE = "sqlite:///"
 _NOTE = "mlflow.note.content"  # MLflow shows this tag's Markdown as description
 _TAG_LENGTH = 5000  # characters that MLflow's databases take
+_BATCH = 800  # MLflow takes at most 1000 metrics at once
 _ABOUT = (
     "Runs of the profile {profile} of an EB-JDAT reproduction: one per model, seed and training parameters, with its "
     "training curves and the numbers of all its evaluation stages. To compare models, choose Model training at the top "
     "left, tick their runs and press Compare. Protocols `standard` and `released` are never mixed."
 )
-_METHODS = {
-    "ebjdat": "EB-JDAT: energies of clean, adversarial and generated images are brought together",
-    "base": "the plain JEM variant, without adversarial terms",
-    "control": "EB-JDAT without its energy term",
-    "pgd_at": "adversarial training with PGD, a baseline and transfer surrogate",
-    "trades": "TRADES, a baseline",
-    "undefended": "trained on clean images only",
-}
 
 Point = tuple[str, float, int, int]
 """A metric: name, value, step, time in ms since 1970."""
+Pictures = Callable[[Run], Mapping[str, bytes]]
+"""Further files of a run by name."""
 
 
 class TrackingError(UserError):
@@ -93,6 +87,10 @@ def warn(error: TrackingError, what: str) -> None:
         raise TrackingError(f"{error} ({STRICT}=1 makes this fatal)") from error
     later = "the next `python -m stages.tables` logs what is missing"
     print(f"warning: {what} not logged: {error}; {later}", file=sys.stderr)
+
+
+def _strict() -> bool:
+    return os.environ.get(STRICT, "") not in ("", "0")
 
 
 def address() -> str:
@@ -158,6 +156,11 @@ class Store:
         with self.using():
             self.client.set_terminated(run_id, status)
 
+    def discard(self, run_id: str) -> None:
+        """Delete a run, as MLflow cannot take a curve back; ``mlflow runs restore`` undoes it."""
+        with self.using():
+            self.client.delete_run(run_id)
+
     def using(self) -> contextlib.AbstractContextManager[None]:
         """Around calls of MLflow: one process at a time, and whatever fails becomes a TrackingError."""
         return _using(self.uri)
@@ -191,11 +194,12 @@ def find_or_create(store: Store, run: Run, trained: Mapping[str, Any]) -> str:
             "method": run.method,
             "variant": run.variant or "",
             "seed": str(run.seed),
-            "mlflow.source.git.commit": _commit(),
+            "mlflow.source.git.commit": files.commit(),
             _NOTE: describe(run),
         }
         made = store.client.create_run(store.experiment, run_name=f"{run.model}-{run.seed}", tags=tags).info.run_id
-        _log(store.client, made, params=_flat(trained), tags={KEY: key})  # the key comes last: it says "complete"
+        params = {name: str(value) for name, value in files.flat(trained).items()}
+        _log(store.client, made, params=params, tags={KEY: key})  # the key comes last: it says "complete"
         return str(made)
 
 
@@ -215,10 +219,9 @@ def key_of(run: Run, trained: Mapping[str, Any]) -> str:
 def describe(run: Run) -> str:
     """What MLflow's pages say about a model, as Markdown."""
     variant = f", variant {run.variant}" if run.variant else ""
-    what = _METHODS.get(run.method, "a model that was not trained here")
     return (
-        f"**{run.model}** on profile {run.profile}, seed {run.seed}: {what}{variant}.\n\nSteps are epochs. Metrics "
-        "are named stage/protocol/attack; accuracies are in [0, 1], `.n` beside them is their number of images."
+        f"**{run.model}** on profile {run.profile}, seed {run.seed}: {run.about}{variant}.\n\nSteps are epochs. "
+        "Metrics are named stage/protocol/attack; accuracies are in [0, 1], `.n` beside them is their number of images."
     )
 
 
@@ -228,8 +231,9 @@ class Curves:
     >>> with Curves(setup) as curves:
     ...     curves.log({"epoch": 1, "loss": 0.4})
 
-    A store that fails costs one warning. With ``EBJDAT_STRICT_TRACKING=1`` the failure ends the training instead:
-    :meth:`log` or the end of the block raises TrackingError.
+    A resumed training continues the run's curves. One that begins again at epoch 1 (trained anew, on another device)
+    replaces the run. A store that fails costs one warning. With ``EBJDAT_STRICT_TRACKING=1`` the failure ends the
+    training instead: :meth:`log` or the end of the block raises TrackingError.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -274,9 +278,16 @@ class Curves:
             store = Store.open(self._run.profile)
             run_id = find_or_create(store, self._run, self._trained)
             last = store.begin(run_id)
-            with _machine_load(store.uri, run_id):
+            with contextlib.ExitStack() as load:
+                load.enter_context(_machine_load(store.uri, run_id))
                 while (entry := self._waiting.get()) is not None:
                     points, tags = entry
+                    if last and points and points[0][2] == 1:  # nothing was resumed: the curves are of other weights
+                        load.close()
+                        store.discard(run_id)
+                        run_id = find_or_create(store, self._run, self._trained)
+                        last = store.begin(run_id)
+                        load.enter_context(_machine_load(store.uri, run_id))
                     store.log(run_id, [point for point in points if point[2] > last], tags)
             store.finish(run_id, self._status)
         except TrackingError as error:
@@ -292,14 +303,12 @@ class Curves:
             warn(self._failure, f"curves of {self._run}")
 
 
-def log_records(
-    profile: str, records: Iterable[Record], pictures: Callable[[Run], Mapping[str, bytes]] = lambda run: {}
-) -> int:
+def log_records(profile: str, records: Iterable[Record], pictures: Pictures = lambda run: {}) -> int:
     """Log every record that the store lacks, with curves, times and pictures where they are on disk.
 
     Args:
         records: of one profile.
-        pictures: further files of a run by name, asked for where a record is new.
+        pictures: asked for where a record is new.
 
     Returns:
         How many records were logged.
@@ -312,25 +321,33 @@ def log_records(
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(key_of(run_of(record), trained_with(record)), []).append(record)
-    locked = _locked()
-    return sum(_complete(store, known.get(key), group, pictures, locked) for key, group in groups.items())
+    return sum(_complete(store, known.get(key), group, pictures) for key, group in groups.items())
 
 
-def _complete(
-    store: Store,
-    known: Any,
-    records: Sequence[Record],
-    pictures: Callable[[Run], Mapping[str, bytes]],
-    locked: Mapping[str, str],
-) -> int:
+def _complete(store: Store, known: Any, records: Sequence[Record], pictures: Pictures) -> int:
     """Log what the run of these records lacks; ``known``: that run as MLflow gives it, None where it is new."""
     run = run_of(records[0])
-    logged, tags = (known.data.metrics, known.data.tags) if known else ({}, {})
+    weights, points, tags = _curve(run, records, known.data.tags.get(WEIGHTS, "") if known else "")
+    if known and weights != known.data.tags.get(WEIGHTS, "") and "epochs" in known.data.metrics:
+        latest = {name: value for name, value, *_ in points}  # a later epoch's values replace those before
+        if latest and latest.items() <= known.data.metrics.items():
+            points = []  # the training has logged them itself
+        else:
+            store.discard(known.info.run_id)
+            known = None
+    logged, before = (known.data.metrics, known.data.tags) if known else ({}, {})
     run_id = known.info.run_id if known else find_or_create(store, run, trained_with(records[0]))
-    missing = [record for record in records if tags.get(_mark(record)) != digest_of(record)]
-    curve = _missing_curve(run, records, int(logged.get("epochs", 0)))
-    if missing or curve:
-        store.log(run_id, *_numbers(run, missing, curve, logged, locked))
+    missing = [record for record in records if before.get(_mark(record)) != digest_of(record)]
+    for record in missing:
+        points += _points(_replaced(record, logged))
+        evaluation = files.flat(record["params"].get("evaluation", {}))
+        tags |= {f"evaluation.{name}": str(value) for name, value in evaluation.items()} | {"data": record["data"]}
+    for stage in (*(record["stage"] for record in missing), *["train"] * ("seconds/train" not in logged)):
+        seconds, machine = _times(run, stage)
+        points += _points(seconds)
+        tags |= machine
+    if missing or weights != before.get(WEIGHTS, ""):
+        store.log(run_id, points, tags | {WEIGHTS: weights})
     if missing:
         _attach(store, run_id, run, missing, pictures(run))
         # These tags come last: without them a record does not count as logged.
@@ -340,47 +357,41 @@ def _complete(
     return len(missing)
 
 
-def _numbers(
-    run: Run,
-    records: Sequence[Record],
-    curve: Sequence[Point],
-    logged: Mapping[str, float],
-    locked: Mapping[str, str],
-) -> tuple[list[Point], dict[str, str]]:
-    """Metrics and tags that records and a curve add to a run with the metrics ``logged``."""
-    paths = {"dvc.data": run.data_dir.as_posix(), "dvc.model": run.model_dir.as_posix()}
-    points, tags = [*curve], {tag: locked[path] for tag, path in paths.items() if path in locked}
-    if curve and (run.model_dir / "summary.json").is_file():
-        tags |= _rollbacks(files.read_json(run.model_dir / "summary.json")["events"])
-    for record in records:
-        points += _points(_replaced(record, logged))
-        tags |= _flat(record["params"].get("evaluation", {}), "evaluation.")
-    for stage in (*(record["stage"] for record in records), *["train"] * ("seconds/train" not in logged)):
-        seconds, machine = _times(run, stage)
-        points += _points(seconds)
-        tags |= machine
-    return points, tags
+def _curve(run: Run, records: Sequence[Record], tagged: str) -> tuple[str, list[Point], dict[str, str]]:
+    """The weights that the run's curves must be of, and these curves with their rollbacks where they are to be logged.
+
+    Weights are those on disk where a record names them, else ``tagged`` where one names these, else "".
+    """
+    named, folder = {record["weights"] for record in records}, run.model_dir
+    if named == {tagged} or not (folder / "best.pt").is_file() or files.file_hash(folder / "best.pt") not in named:
+        return tagged if tagged in named else "", [], {}
+    try:
+        rows, summary = read_history(run), folder / "summary.json"
+        tags = _rollbacks(files.read_json(summary)["events"]) if rows and summary.is_file() else {}
+    except UserError as error:
+        raise TrackingError(str(error)) from None
+    return files.file_hash(folder / "best.pt"), [point for row in rows for point in _epoch_points(row)], tags
 
 
 def _attach(store: Store, run_id: str, run: Run, records: Sequence[Record], pictures: Mapping[str, bytes]) -> None:
     """Keep record files, pictures and tables that lie beside their arrays, and further pictures with a run."""
     found = {f"pictures/{name}": content for name, content in pictures.items()}
-    for record in records:
-        stage, path = record["stage"], run.record(record["stage"])
-        found |= {f"records/{path.name}": path.read_bytes()} if path.is_file() else {}
-        for kind in ("*.png", "*.csv"):
-            found |= {f"{stage}/{path.name}": path.read_bytes() for path in run.arrays(stage).glob(kind)}
-    with tempfile.TemporaryDirectory() as folder:
+    for stage in (record["stage"] for record in records):
+        shown = [path for path in run.arrays(stage).glob("*.*") if path.suffix in (".png", ".csv")]
+        found |= {f"{stage}/{path.name}": path.read_bytes() for path in shown}
+        if (own := run.record(stage)).is_file():
+            found[f"records/{own.name}"] = own.read_bytes()
+    with tempfile.TemporaryDirectory() as scratch:
         for name, content in found.items():
-            path = Path(folder, name)
+            path = Path(scratch, name)
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(content)
-        store.attach(run_id, folder)
+        store.attach(run_id, scratch)
 
 
 def digest_of(record: Record) -> str:
     """SHA-256 of a record's canonical JSON, 64 hex characters: the tag ``record.<stage>`` of the run that has it."""
-    return hashlib.sha256(files.canonical(record)).hexdigest()
+    return files.digest(record, 64)
 
 
 def _mark(record: Record) -> str:
@@ -409,7 +420,7 @@ def search(profile: str) -> pd.DataFrame:
     """All runs of a profile as ``mlflow.search_runs`` gives them: columns run_id, params.*, metrics.*, tags.*.
 
     Runs of other training parameters than today's are among them; ``tags.record.<stage>`` says which records a run
-    has (SHA-256 of :func:`ebjdat.files.canonical`).
+    has (see :func:`digest_of`).
 
     Raises:
         TrackingError: the store failed.
@@ -425,21 +436,6 @@ def _replaced(record: Record, logged: Mapping[str, float]) -> dict[str, float]:
     new, old = metrics_of(record), {name: v for name, v in logged.items() if name.startswith(f"{record['stage']}/")}
     new |= headline(new)
     return {name: math.nan for name in old | headline(old) if name not in new} | new
-
-
-def _missing_curve(run: Run, records: Sequence[Record], last: int) -> list[Point]:
-    """The rows of the model's history after the epoch ``last``, where model and records belong together."""
-    history, weights = run.model_dir / "history.jsonl", run.model_dir / "best.pt"
-    if not history.is_file() or not weights.is_file():
-        return []
-    try:
-        rows = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise TrackingError(f"{history} is damaged ({error}): run `dvc repro` to make it again") from None
-    rows = [row for row in rows if row["epoch"] > last]
-    if not rows or files.file_hash(weights) not in {record["weights"] for record in records}:
-        return []
-    return [point for row in rows for point in _epoch_points(row)]
 
 
 def _epoch_points(row: Mapping[str, Any]) -> list[Point]:
@@ -474,23 +470,6 @@ def _times(run: Run, stage: str) -> tuple[dict[str, float], dict[str, str]]:
     )
 
 
-def _locked() -> dict[str, str]:
-    """MD5 by path as ``dvc.lock`` has them; by pattern, for a YAML reader takes many seconds for a long lock."""
-    try:
-        text = Path("dvc.lock").read_text(encoding="utf-8")
-    except OSError:
-        return {}
-    return dict(re.findall(r"- path: (\S+)\n +hash: md5\n +md5: (\w+(?:\.dir)?)\n", text))
-
-
-def _flat(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested parameters as dotted keys and text."""
-    flat: dict[str, str] = {}
-    for name, value in params.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": str(value)}
-    return flat
-
-
 def _log(
     client: Any,
     run_id: str,
@@ -499,15 +478,14 @@ def _log(
     params: Mapping[str, str] = {},
     tags: Mapping[str, str] = {},
 ) -> None:
-    """Log at once, tags last; MLflow takes at most 1000 metrics and 100 params and tags, of which we have fewer."""
+    """Log metrics, then params (fewer than MLflow takes at once), and tags last."""
     from mlflow.entities import Metric, Param, RunTag
 
     metrics = [Metric(name, value, moment, step) for name, value, step, moment in points]
-    *full, rest = [metrics[start : start + 800] for start in range(0, len(metrics) or 1, 800)]
-    for part in full:
-        client.log_batch(run_id, metrics=part)
+    for start in range(0, len(metrics), _BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
     few = [Param(name, value) for name, value in params.items()]
-    client.log_batch(run_id, rest, few, [RunTag(name, value[:_TAG_LENGTH]) for name, value in tags.items()])
+    client.log_batch(run_id, params=few, tags=[RunTag(name, value[:_TAG_LENGTH]) for name, value in tags.items()])
 
 
 def _client(uri: str) -> Any:
@@ -598,16 +576,3 @@ def _machine_load(uri: str, run_id: str) -> Iterator[None]:
     finally:
         if monitor is not None:
             monitor.finish()
-
-
-def _commit() -> str:
-    """The commit that is checked out; empty outside git."""
-    try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    except OSError:
-        return ""
-    return done.stdout.strip()
-
-
-def _strict() -> bool:
-    return os.environ.get(STRICT, "") not in ("", "0")

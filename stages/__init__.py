@@ -4,10 +4,11 @@ import importlib.util
 import os
 import sys
 
-if importlib.util.find_spec("pydantic") is None:
+missing = [name for name in ("pydantic", "ruamel", "torch", "mlflow", "dvc") if importlib.util.find_spec(name) is None]
+if missing:
     print(
-        f"error: {sys.executable} has not the packages of this project: activate its environment "
-        "(`make env && . .venv/bin/activate`) and run the same command again",
+        f"error: {sys.executable} has not the packages of this project ({', '.join(missing)}): activate its "
+        "environment (`make env && . .venv/bin/activate`) and run the same command again",
         file=sys.stderr,
     )
     sys.exit(2)

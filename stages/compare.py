@@ -59,7 +59,11 @@ def records_of_commit(revision: str, profile: str) -> Iterator[Record]:
     if not names:
         raise UserError(f"{revision} has no records of profile {profile}")
     for name in names:
-        yield validate(json.loads(_git("show", f"{revision}:./{name}")), f"{revision}:{name}")
+        try:
+            record = json.loads(_git("show", f"{revision}:./{name}"))
+        except ValueError as error:
+            raise UserError(f"{revision}:{name} is not readable JSON ({error})") from None
+        yield validate(record, f"{revision}:{name}")
 
 
 def _git(*arguments: str) -> str:

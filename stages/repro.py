@@ -136,7 +136,7 @@ class Runner:
     def _start(self) -> bool:
         ready = [name for name, needs in self.waiting.items() if not needs and not self.stopped]
         ready.sort(key=self._paths.__getitem__, reverse=True)
-        share = str(max(1, cores() // self._jobs))  # of threads, and of the processes of AutoAttack
+        share = str(max(1, command.processors() // self._jobs))  # of threads, and of the processes of AutoAttack
         shared = HEAP | {"OMP_NUM_THREADS": share} | os.environ | {"EBJDAT_CORES": share}
         shared["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         for name in ready[: self._jobs - len(self.running)]:
@@ -185,11 +185,6 @@ def log_of(name: str) -> Path:
     return path
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def jobs_for(stages: int, params: Params) -> int:
     """How many stages run at once: one per core on a CPU, as far as memory goes; one where a stage has all devices."""
     import psutil
@@ -197,7 +192,7 @@ def jobs_for(stages: int, params: Params) -> int:
     gpu = params.device == "cuda" or (params.device == "auto" and shutil.which("nvidia-smi"))
     if gpu or params.devices not in ("auto", 1):
         return 1
-    return max(1, min(cores(), int(psutil.virtual_memory().available / MEMORY), stages))
+    return max(1, min(command.processors(), int(psutil.virtual_memory().available / MEMORY), stages))
 
 
 def repro(targets: Sequence[str] = (), jobs: int | None = None, *, dry_run: bool = False) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 PLUMBING = {
-    f"ebjdat/{name}.py"
-    for name in ("__init__", "command", "device", "errors", "files", "progress", "record", "run", "tracking")
+    f"ebjdat/{name}.py" for name in ("__init__", "command", "errors", "files", "progress", "record", "run", "tracking")
 } | {"stages/__init__.py", "stages/arguments.py"}
 """Carries results about and decides no number: an edit there must not cost a training, so it is no dependency, and
 neither is what it imports."""

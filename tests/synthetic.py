@@ -7,12 +7,12 @@ import functools
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.harness import changed as changed
 from ebjdat import files, tracking
 from ebjdat.config import MASKING_INPUTS, Params, Setup, load_params, resolve
 from ebjdat.evaluation import masking
@@ -35,16 +35,6 @@ def params_of_repository(profile: str = "digits", **changes: object) -> Params:
 def setup_of(params: Params, model: str = "", seed: int = 0) -> Setup:
     """What the parameters say about a model, or about the one that they select."""
     return resolve(params, Run(params.profile, model or params.model, seed))
-
-
-def changed(setup: Setup, **values: object) -> Setup:
-    """A setup with values of its training, recipe or network replaced, by name."""
-    sections = {}
-    for name in ("training", "recipe", "network"):
-        section = getattr(setup, name)
-        own = {key: value for key, value in values.items() if section is not None and key in type(section).model_fields}
-        sections[name] = section.model_copy(update=own) if own else section
-    return replace(setup, **sections)
 
 
 def prepare_workspace(*runs: Run) -> None:

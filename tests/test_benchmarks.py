@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from benchmarks import harness, pages, step
+from benchmarks import harness, pages, reproduction, step
 
 
 @pytest.fixture(scope="module", params=["jempp", "sadajem"])
@@ -51,5 +53,10 @@ def test_a_network_that_is_no_depth_and_width_is_refused(name: str) -> None:
         harness.depth_and_width(name)
 
 
-def test_the_precision_page_shows_what_the_recorded_measurements_say() -> None:
-    assert pages.filled() == pages.PAGE.read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
+def test_a_page_shows_what_the_recorded_measurements_say(page: Path) -> None:
+    assert pages.filled(page) == page.read_text(encoding="utf-8"), "run `python -m benchmarks.pages`"
+
+
+def test_a_size_below_a_gibibyte_is_shown_in_mebibytes() -> None:
+    assert [reproduction.size(n) for n in (17_195_008, 2**30 - 1, 2**30)] == ["16 MiB", "1024 MiB", "1.0 GiB"]

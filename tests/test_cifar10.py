@@ -18,7 +18,7 @@ from PIL import Image
 
 from ebjdat.data import cifar10
 from ebjdat.data.cifar10 import load_cifar10, read_arrays_pickle
-from ebjdat.data.fetch import Unavailable
+from ebjdat.data.fetch import Unavailable, members
 from ebjdat.errors import UserError
 
 IMAGES = 4
@@ -160,6 +160,27 @@ def test_a_missing_file_is_found_and_its_hash_named(small: Miniature) -> None:
     (small.binary / "data_batch_5.bin").unlink()
     with pytest.raises(UserError, match=rf"data_batch_5.bin is missing.*{cifar10.BINARY_MD5['data_batch_5.bin']}"):
         load_cifar10(str(small.binary), quiet)
+
+
+def test_archives_are_read_by_name_and_paths_and_links_in_them_lead_nowhere(small: Miniature, tmp_path: Path) -> None:
+    path = tmp_path / "odd.tar"
+    with tarfile.open(path, "w") as archive:
+        for name in ("../evil", "/evil", "package/good"):
+            entry = tarfile.TarInfo(name)
+            entry.size = 1
+            archive.addfile(entry, io.BytesIO(b"1"))
+        link = tarfile.TarInfo("package/link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    before = sorted(tmp_path.rglob("*"))
+    assert members(path, ["package/good"]) == {"package/good": b"1"}
+    with pytest.raises(UserError, match=r"odd\.tar lacks package/link"):
+        members(path, ["package/good", "package/link"])
+    load_cifar10(str(small.npm), quiet)
+    assert sorted(tmp_path.rglob("*")) == before, "nothing is unpacked"
+    path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(UserError, match=r"odd\.tar is not a whole archive"):
+        members(path, ["package/good"])
 
 
 @pytest.mark.parametrize("name", [cifar10.BINARY_ARCHIVE, cifar10.PICKLE_ARCHIVE, cifar10.NPM_ARCHIVE])

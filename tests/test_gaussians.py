@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ebjdat import files
 from ebjdat.data.gaussians import JITTER, Mixture, fit_mixture, load_mixture, save_mixture
 from ebjdat.errors import UserError
 
@@ -102,5 +103,8 @@ def test_a_missing_or_damaged_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is missing"):
         load_mixture(tmp_path / "gaussians.npz")
     (tmp_path / "gaussians.npz").write_bytes(b"not a zip")
+    with pytest.raises(UserError, match=r"gaussians\.npz is damaged .*: run the stage prepare again"):
+        load_mixture(tmp_path / "gaussians.npz")
+    files.write_npz(tmp_path / "gaussians.npz", {"other": np.zeros(3)})
     with pytest.raises(UserError, match="not a file of class Gaussians"):
         load_mixture(tmp_path / "gaussians.npz")

@@ -152,14 +152,6 @@ def test_alone_a_process_has_all_of_the_batch_and_nothing_to_gather() -> None:
     assert parallel.agreed(None) is None and parallel.agreed(15) == 15
 
 
-def test_the_page_on_scaling_shows_what_was_measured() -> None:
-    from benchmarks import devices
-
-    page = devices.PAGE.read_text(encoding="utf-8")
-    assert {"devices-accuracy.json", "devices-time.json"} <= {path.name for path in devices.RESULTS.iterdir()}
-    assert devices.filled(page) == page, "run `python -m benchmarks.devices page`"
-
-
 def test_an_evaluation_has_a_process_per_core_or_per_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "processors", lambda: 3)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)

@@ -98,6 +98,10 @@ def test_records_are_compared_with_those_of_a_commit(capsys: pytest.CaptureFixtu
     assert "cifar10-smoke/ebjdat-jempp/0 clean: standard/clean 0.0 %, there" in said
     total = re.search(r"(\d+) of (\d+) accuracies lie inside", said)
     assert total and int(total[2]) - int(total[1]) == 1 and "3 of 4 records are equal" in said
+    path.write_text("<<<<<<< ours")
+    git("commit", "--all", "--quiet", "--message", "a merge gone wrong")
+    with pytest.raises(UserError, match=r"HEAD:results/.*/clean.json is not readable JSON"):
+        compare.main(["HEAD", "--profile", "cifar10-smoke"])
     with pytest.raises(UserError, match="HEAD has no records of profile digits"):
         compare.main(["HEAD", "--profile", "digits"])
     with pytest.raises(UserError, match="git ls-tree"):

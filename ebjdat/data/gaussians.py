@@ -11,7 +11,6 @@ here. The fit is float64, the stored factors float32 lower triangles packed row 
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,16 +103,14 @@ def load_mixture(path: str | Path) -> Mixture:
     Raises:
         UserError: the file is missing or is not such a file.
     """
+    stored = files.read_npz(path, "run the stage prepare")
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            mean, packed = stored["mean"], stored["factors"]
-            channels, height, width = (int(side) for side in stored["shape"])
+        mean, packed = stored["mean"], stored["factors"]
+        channels, height, width = (int(side) for side in stored["shape"])
         chol = np.zeros((len(mean), mean.shape[1], mean.shape[1]), np.float32)
         rows, columns = np.tril_indices(mean.shape[1])
         for factor, triangle in zip(chol, packed, strict=True):
             factor[rows, columns] = triangle
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: run the stage prepare") from None
-    except (KeyError, ValueError, IndexError, EOFError, zipfile.BadZipFile) as error:
+    except (KeyError, ValueError, IndexError) as error:
         raise UserError(f"{path} is not a file of class Gaussians ({error}): run the stage prepare again") from None
     return Mixture(torch.from_numpy(mean), torch.from_numpy(chol), (channels, height, width))

@@ -10,7 +10,6 @@ evaluation.
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -147,42 +146,21 @@ def load_prepared(folder: str | Path) -> Prepared:
         UserError: a file is missing, damaged, or not of this manifest.
     """
     folder = Path(folder)
-    manifest = _read_manifest(folder)
-    try:
-        with np.load(folder / ARRAYS, allow_pickle=False) as stored:
-            parts = {name: stored[name] for name in stored.files}
-        actual = digest_of(parts, manifest["levels"])
-    except FileNotFoundError:
-        raise UserError(f"{folder / ARRAYS} is missing: run the stage prepare") from None
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{folder / ARRAYS} is damaged ({error}): run the stage prepare again") from None
-    if actual != manifest["digest"]:
-        raise UserError(
-            f"{folder / ARRAYS}: expected digest {manifest['digest']}, got {actual}: run the stage prepare again"
-        )
-    images = {name: _images(parts[f"x_{name}"], manifest["levels"]) for name in SPLITS}
-    labels = {name: torch.from_numpy(parts[f"y_{name}"]).long() for name in SPLITS}
-    return Prepared(
-        x_train=images["train"],
-        y_train=labels["train"],
-        x_val=images["val"],
-        y_val=labels["val"],
-        x_test=images["test"],
-        y_test=labels["test"],
-        digest=manifest["digest"],
-        gaussians=folder / GAUSSIANS,
-        levels=manifest["levels"],
-    )
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise UserError(f"{path} is missing: prepare the data of this profile (`dvc repro prepare`)")
     manifest = files.read_json(path)
     if not isinstance(manifest, dict) or not {"digest", "levels"} <= manifest.keys():
         raise UserError(f"{path} lacks digest or levels: run the stage prepare again")
-    return manifest
+    parts = files.read_npz(folder / ARRAYS, "run the stage prepare")
+    actual = digest_of(parts, manifest["levels"])
+    if actual != manifest["digest"]:
+        raise UserError(
+            f"{folder / ARRAYS}: expected digest {manifest['digest']}, got {actual}: run the stage prepare again"
+        )
+    images = {f"x_{name}": _images(parts[f"x_{name}"], manifest["levels"]) for name in SPLITS}
+    labels = {f"y_{name}": torch.from_numpy(parts[f"y_{name}"]).long() for name in SPLITS}
+    return Prepared(**images, **labels, digest=actual, gaussians=folder / GAUSSIANS, levels=manifest["levels"])
 
 
 def _images(stored: np.ndarray, levels: int) -> torch.Tensor:

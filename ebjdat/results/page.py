@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import platform
 import re
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -155,7 +154,9 @@ def provenance(results: Results) -> Section:
         row["device"] = ", ".join(sorted({time["device"] for time in times}))
         rows.append(row)
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
-    text = f"Built at commit {_commit()} with Python {platform.python_version()}, {versions}."
+    text = (
+        f"Built at commit {files.commit() or 'unknown (no git)'} with Python {platform.python_version()}, {versions}."
+    )
     if results.outdated:
         text += f" {len(results.outdated)} records are outdated and left out."
     drawn = pd.DataFrame(rows).to_html(index=False, border=0)
@@ -179,11 +180,3 @@ def _pictures(heading: str, pictures: Mapping[str, Mapping[str, Picture]], *kind
     lacking = [name for name, found in pictures.items() if not any(kind in found for kind in kinds)]
     text = f"Not on this machine: {', '.join(lacking) or 'any of it'}." if lacking or not pictures else ""
     return Section(heading, text, drawn)
-
-
-def _commit() -> str:
-    asked = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
-    try:
-        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown (no git)"

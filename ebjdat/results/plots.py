@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ebjdat import files
-from ebjdat.errors import UserError
 from ebjdat.protocols import PROTOCOLS
+from ebjdat.record import read_history
 from ebjdat.results.frame import Results
 from ebjdat.run import Run
 
@@ -76,25 +74,4 @@ def read_arrays(run: Run) -> dict[str, np.ndarray]:
         UserError: the file is damaged.
     """
     path = run.arrays("clean") / "arrays.npz"
-    if not path.is_file():
-        return {}
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is damaged ({error}); run `dvc repro` to make it again") from None
-
-
-def read_history(run: Run) -> list[dict[str, Any]]:
-    """Numbers by epoch of a training; none where the file is not here.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    path = run.model_dir / "history.jsonl"
-    if not path.is_file():
-        return []
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); run `dvc repro` to make it again") from None
+    return files.read_npz(path, "run `dvc repro` to make it") if path.is_file() else {}

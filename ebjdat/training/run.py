@@ -78,14 +78,7 @@ def _train(setup: Setup, report: Report, note: Report, device: torch.device) -> 
 def key_of(setup: Setup, data: str) -> dict[str, Any]:
     """What defines a run, as one level with dotted names: its parameters, the data's digest and the revision."""
     run = {"model": setup.run.model, "seed": setup.run.seed}
-    return run | _flat(setup.recorded("train")) | {"data": data, "revision": REVISIONS["train"]}
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    parts = [_flat(item, f"{prefix}.{name}" if prefix else name) for name, item in value.items()]
-    return {name: item for part in parts for name, item in part.items()}
+    return run | files.flat(setup.recorded("train")) | {"data": data, "revision": REVISIONS["train"]}
 
 
 def _set_threads(threads: int | None) -> None:

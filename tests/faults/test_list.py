@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 
-from benchmarks import divergence
-from ebjdat import files
 from tests import fault_list
 from tests.stage_deps import ROOT
 
@@ -18,9 +16,3 @@ def test_every_line_of_the_list_names_tests_that_exist() -> None:
         for file, name in tests:
             tree = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8"))
             assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{file}::{name}"
-
-
-def test_the_divergence_table_shows_the_measured_runs() -> None:
-    page = fault_list.PAGE.read_text(encoding="utf-8")
-    shown = page.split("<!-- divergence -->")[1].split("<!-- /divergence -->")[0].strip()
-    assert shown == divergence.table(files.read_json(divergence.RESULT)), "run `python -m benchmarks.divergence --page`"

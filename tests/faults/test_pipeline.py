@@ -18,7 +18,7 @@ from tests.small_runs import tiny_data, trainer
 from tests.stage_deps import ROOT
 from tests.stub_pipeline import dvc, environment_of, python, ran, stale
 
-KEPT = ("prepare", "train", "clean", "sweep")
+KEPT = ("prepare", "recipes", "train", "clean", "sweep")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_interrupted_repro_continues_and_a_second_one_runs_nothing(checkout: Path) -> None:
-    assert set(ran(checkout)) == {"prepare", *(f"{name}@ebjdat-jempp-0" for name in KEPT[1:])}
+    assert set(ran(checkout)) == {"prepare", *(f"{name}@ebjdat-jempp-0" for name in KEPT[2:])}
     assert dvc(checkout, "repro").returncode == 0
     assert ran(checkout) == ["sweep@ebjdat-jempp-0"], "what had finished is not run again"
     assert stale(checkout) == set()
@@ -41,9 +41,8 @@ def test_one_changed_parameter_runs_only_the_stages_that_list_it(checkout: Path)
     dvc(checkout, "repro")
     for name, old, new, expected in (
         ("params/digits.yaml", "sweep: {images: 100}", "sweep: {images: 99}", {"sweep@ebjdat-jempp-0"}),
-        ("params.yaml", "    base_steps: 20 ", "    base_steps: 21 ", set()),  # another variant's recipe
         ("params.yaml", "\ndevice: auto", "\ndevice: cpu", set()),
-        ("params.yaml", "seeds: [0]", "seeds: [0, 1]", {f"{kind}@ebjdat-jempp-1" for kind in KEPT[1:]}),
+        ("params.yaml", "seeds: [0]", "seeds: [0, 1]", {f"{kind}@ebjdat-jempp-1" for kind in KEPT[2:]}),
     ):
         path = checkout / name
         before = path.read_text(encoding="utf-8")
@@ -51,6 +50,25 @@ def test_one_changed_parameter_runs_only_the_stages_that_list_it(checkout: Path)
         path.write_text(before.replace(old, new), encoding="utf-8")
         assert stale(checkout) == expected
         path.write_text(before, encoding="utf-8")
+
+
+def test_a_model_is_trained_again_where_its_whole_recipe_changes_and_not_where_a_label_does(checkout: Path) -> None:
+    path = checkout / "params.yaml"
+    before = path.read_text(encoding="utf-8")
+    text = before.replace("\nvariant: jempp ", "\nvariant: jempp_energy ")
+    for old, new, expected in (
+        ("", "", ["train@ebjdat-jempp_energy-0"]),
+        ("label: 'JEM++ (energy, w2 = 1)'", "label: energy", []),
+        ("    base_steps: 20 ", "    base_steps: 21 ", []),  # another variant's recipe
+        ("    inner_steps: 5\n", "    inner_steps: 4\n", ["train@ebjdat-jempp_energy-0"]),  # of jempp, by `like`
+    ):
+        assert old in text
+        text = text.replace(old, new, 1)
+        path.write_text(text, encoding="utf-8")
+        done = dvc(checkout, "repro", "train")
+        assert done.returncode == 0, done.stderr
+        assert ran(checkout) == expected
+    path.write_text(before, encoding="utf-8")
 
 
 STAGE = """
