@@ -29,6 +29,7 @@ _METHODS = {
     "control": "EB-JDAT without its energy term",
     "pgd_at": "adversarial training with PGD, a baseline",
     "trades": "TRADES, a baseline",
+    "dhat": "DHAT, a baseline",
     "undefended": "trained on clean images, a baseline",
 }
 _MEASURES = {

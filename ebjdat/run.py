@@ -7,8 +7,10 @@ from pathlib import Path
 
 METHODS = ("ebjdat", "base", "control")
 """What a JEM variant is trained with: EB-JDAT, its plain training, or EB-JDAT without the energy term."""
-BASELINES = ("pgd_at", "trades", "undefended")
+BASELINES = ("pgd_at", "trades", "dhat", "undefended")
 """Methods without a generative term."""
+HELPER = "undefended"
+"""The baseline that DHAT's helper network is trained as."""
 EXTERNAL = "external-"
 """Start of the name of a model that was not trained here."""
 

@@ -72,6 +72,7 @@ _METHODS = {
     "control": "EB-JDAT without its energy term",
     "pgd_at": "adversarial training with PGD, a baseline and transfer surrogate",
     "trades": "TRADES, a baseline",
+    "dhat": "DHAT, a baseline",
     "undefended": "trained on clean images only",
 }
 

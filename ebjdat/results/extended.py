@@ -207,7 +207,7 @@ def tradeoff(results: Results, protocol: Protocol) -> Table:
         ("generation", distance): f"generate/generation/{twin}{distance}",
     }
     pgd, robust, *_ = columns.values()
-    models = [*_compared(results), *BASELINES, *names.external_models(results)]
+    models = [*_compared(results), *names.baselines(results), *names.external_models(results)]
     title, extra = "Section 3: robustness, accuracy and generation", f"{distance}: lower is better."
     table = _under(results, protocol, "tradeoff", title, _named(results, models), columns, extra)
     same = [_on_images_of(results, model, pgd, robust) for model in models]
@@ -520,7 +520,7 @@ def readme(results: Results) -> Table:
         ("", "AutoAttack"): "autoattack/standard/autoattack",
         ("", "FID" if distance == "fid" else "Fréchet distance"): f"generate/generation/{distance}",
     }
-    models = [*(f"{method}-{variant}" for method in ("ebjdat", "base", "control")), *BASELINES]
+    models = [*(f"{method}-{variant}" for method in ("ebjdat", "base", "control")), *names.baselines(results)]
     extra = "± over seeds; accuracies in %; distance: lower is better."
     named = _named(results, models)
     title = "In four numbers"

@@ -6,7 +6,7 @@ from ebjdat.config import Params
 from ebjdat.results.frame import Results
 from ebjdat.run import BASELINES, EXTERNAL, METHODS, Run
 
-BASELINE_NAMES = {"pgd_at": "PGD-AT", "trades": "TRADES", "undefended": "Undefended"}
+BASELINE_NAMES = {"pgd_at": "PGD-AT", "trades": "TRADES", "dhat": "DHAT", "undefended": "Undefended"}
 READING = ("reading", "w_energy", "gap")
 """What two recipes differ in that are two readings of one variant."""
 COMPARED = {
@@ -71,10 +71,16 @@ def external_models(results: Results) -> list[str]:
     return sorted({model for model, _ in results.frame.index if model.startswith(EXTERNAL)})
 
 
+def baselines(results: Results) -> list[str]:
+    """Baselines that params.yaml names or that have numbers."""
+    wanted = {*results.params.baselines, *results.params.sources, *(model for model, _ in results.frame.index)}
+    return [model for model in BASELINES if model in wanted]
+
+
 def all_models(results: Results) -> list[str]:
     """Every model that may have numbers, in the order of the tables; external ones last."""
     jem_models = [f"{method}-{variant}" for method in METHODS for variant in variants(results)]
-    return [*jem_models, *BASELINES, *external_models(results)]
+    return [*jem_models, *baselines(results), *external_models(results)]
 
 
 def rival(model: str, method: str) -> str:

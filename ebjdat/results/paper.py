@@ -9,9 +9,8 @@ from ebjdat.protocols import PROTOCOLS, Protocol
 from ebjdat.results.cells import Column, Table, pivot, short
 from ebjdat.results.extended import ATTACKS, TRANSFER, distances, table3_columns, transfer_metric
 from ebjdat.results.frame import Results
-from ebjdat.results.names import by_variant, display_name
+from ebjdat.results.names import baselines, by_variant, display_name
 from ebjdat.results.published import Claim, in_table
-from ebjdat.run import BASELINES
 
 
 def paper_tables(results: Results) -> dict[str, list[Table]]:
@@ -53,7 +52,7 @@ def section3(results: Results, protocol: Protocol) -> Table:
         ("", "Accuracy"): f"clean/{protocol.name}/clean",
         ("", _distance(results)): _generation(results, protocol),
     }
-    models = [model for model in BASELINES if model != "undefended"] + _plain_and_ours(results)
+    models = [model for model in baselines(results) if model != "undefended"] + _plain_and_ours(results)
     named = {display_name(results.params, model): model for model in models}
     title, extra = "robustness, accuracy and generation", "Robustness: PGD-20 (%)."
     return _table(results, protocol, "Section 3", title, named, columns, extra)
