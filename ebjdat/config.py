@@ -23,7 +23,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, Vali
 from ebjdat import files
 from ebjdat.errors import UserError
 from ebjdat.protocols import REVISIONS
-from ebjdat.run import BASELINES, METHODS, Run
+from ebjdat.run import BASELINES, HELPER, METHODS, Run
 
 PARAMS = Path("params.yaml")
 PROFILES = Path("params")
@@ -174,6 +174,25 @@ class Network(Section):
     width: Whole = Field(ge=1, le=20)
 
 
+class Debiasing(Section):
+    """Switches of DHAT (see ``ebjdat.training.dhat``); the defaults are those of its released code."""
+
+    alignment: Literal["code", "paper"] = "code"
+    """Direction of the divergence between adversarial and debiased predictions."""
+    floe: Literal["code", "paper_bounded"] = "code"
+    """Form of the term on inverse and background logits."""
+    mask: Literal["helper", "random", "none"] = "helper"
+    """Foreground that is blanked: the helper network's, a random one of the same area, or none."""
+    omega: Real = Field(default=0.1, ge=0.0, lt=1.0)
+    """Grad-CAM values above it, on a map in [0, 1], are foreground."""
+    eps_inverse: Real = Field(default=0.5, gt=0.0, le=1.0)
+    """Radius of the inverse adversary as a fraction of train_eps."""
+    w_alignment: Weight = 1.0
+    w_floe: Weight = 1.0
+    detach_target: Flag = False
+    """Whether the divergence leaves the debiased logits alone."""
+
+
 class Training(Section):
     """How one model trains: optimiser, schedule, and what all methods of a profile share."""
 
@@ -220,6 +239,12 @@ class Training(Section):
     """CPU threads of training; fixed where a run on the CPU is to be repeated to the byte. null: all."""
     norm: Literal["none", "batch"] = "batch"
     """Normalisation layers of a baseline; a JEM recipe states its own."""
+    debiasing: Debiasing | None = None
+    """Of DHAT alone."""
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON values; without ``debiasing`` where there is none."""
+        return {key: value for key, value in super().plain().items() if key != "debiasing" or value is not None}
 
 
 class Images(Section):
@@ -324,6 +349,8 @@ class Params(Section):
         section = self.current.training
         places = [name for name in ("defaults", *names) if name in section]
         merged = {key: value for name in places for key, value in section[name].items()}
+        if run.method == "dhat":
+            merged.setdefault("debiasing", {})
         # A message names the section that a value came from: the last one that has it.
         home = {key: name for name in places for key in section[name]}
         return _build(
@@ -361,6 +388,7 @@ class Setup:
             model that does not generate.
         surrogates: models whose adversarial images its transfer stage meets, with a digest of how they trained.
         device, devices: where it computes; no part of the result.
+        helper: the network that is trained before this one, for its masks; None where it needs none.
     """
 
     run: Run
@@ -374,6 +402,7 @@ class Setup:
     devices: str | int
     variant: str | None = None
     """Of an imported checkpoint; the name of any other model says it."""
+    helper: Setup | None = None
 
     @property
     def input_noise(self) -> float:
@@ -394,6 +423,8 @@ class Setup:
             plain |= {"network": self.network.plain(), "training": self.training.plain()}
             if self.recipe is not None:
                 del plain["training"]["norm"]
+        if self.helper is not None:
+            plain["helper"] = files.digest(self.helper.recorded("train"))
         if self.recipe is not None:
             plain["recipe"] = self.recipe.used()
         if self.variant is not None:  # nobody here knows how it was trained; how its chains run decides numbers
@@ -449,17 +480,21 @@ def resolve(params: Params, run: Run, variant: str | None = None, surrogates: Ma
         variant = _imported_as(run) or variant
         if variant not in (None, *params.variants):
             raise UserError(f"{run} was imported as {variant}, which params.yaml has no longer: import it again")
+    training = None if run.is_external else params.training(run.model)
+    debiasing = None if training is None else training.debiasing
+    masked = debiasing is not None and debiasing.mask != "none"
     return Setup(
         run=run,
         data=profile.data,
         network=profile.network,
-        training=None if run.is_external else params.training(run.model),
+        training=training,
         recipe=params.recipe(f"base-{variant}" if run.is_external and variant else run.model),
         evaluation=profile.evaluation,
         surrogates=surrogates if surrogates is not None else _trained(params, run),
         device=params.device,
         devices=params.devices,
         variant=variant if run.is_external else None,
+        helper=resolve(params, replace(run, model=HELPER), surrogates={}) if masked else None,
     )
 
 

@@ -14,9 +14,12 @@ METHODS = {
 BASELINES = {
     "pgd_at": "adversarial training with PGD, a baseline",
     "trades": "TRADES, a baseline",
+    "dhat": "DHAT, a baseline",
     "undefended": "trained on clean images, a baseline",
 }
 """Methods without a generative term."""
+HELPER = "undefended"
+"""The baseline that DHAT's helper network is trained as."""
 EXTERNAL = "external-"
 """Start of the name of a model that was not trained here."""
 

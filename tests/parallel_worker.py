@@ -25,6 +25,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sadajem, SAM": ("ebjdat-sadajem", {}),
     "jem, gap of means": ("ebjdat-jem", {"reading": "energy", "gap": "mean_absolute"}),
     "trades": ("trades", {}),
+    "dhat": ("dhat", {}),
     "parts of a batch": ("ebjdat-jempp", {"bn_parts": 2}),
 }
 

@@ -16,7 +16,8 @@ from ebjdat.config import Params, Setup
 from ebjdat.data.gaussians import Mixture, fit_mixture
 from ebjdat.data.prepared import Prepared
 from ebjdat.errors import Interrupted
-from ebjdat.model.store import model_digest
+from ebjdat.model.energy import EnergyModel
+from ebjdat.model.store import Architecture, model_digest, new_model
 from ebjdat.training.loop import Outcome, Trainer
 from ebjdat.training.state import Checkpoints
 from tests.synthetic import changed, params_of_repository, setup_of
@@ -56,7 +57,14 @@ def trainer(data: Prepared, setup: Setup | str, folder: Path | None = None, **op
     setup = small(setup) if isinstance(setup, str) else setup
     key = options.pop("key", {"width": 1})
     checkpoints = None if folder is None else Checkpoints(folder, key, share=math.inf)
+    options.setdefault("helper", helper() if setup.helper else None)
     return Trainer(setup, data, device=options.pop("device", torch.device("cpu")), checkpoints=checkpoints, **options)
+
+
+def helper() -> EnergyModel:
+    """A network that masks can be made with; untrained."""
+    network = Architecture(depth=10, width=1, channels=1, classes=10, norm="batch")
+    return new_model(network, 1).eval().requires_grad_(False)
 
 
 def stopped_at(run: Trainer, iterations: int) -> None:

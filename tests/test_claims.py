@@ -171,7 +171,7 @@ def test_every_note_is_on_the_page_and_no_place_is_claimed_twice() -> None:
     for table in {one.table for one in published.claims()}:
         assert all(note[1:] in page for note in published.notes(table))
     places = [(one.table, one.row, one.column, one.dataset) for one in published.claims()]
-    assert len(set(places)) == len(places) == 78
+    assert len(set(places)) == len(places) == 82
 
 
 def test_all_24_cells_of_the_supplements_tables_and_its_text_are_claims() -> None:

@@ -13,7 +13,7 @@ from ebjdat.training.supervisor import Supervisor
 from tests.small_runs import break_at, fingerprint, small, stopped_at, tiny_data, trainer
 
 MODEL = "ebjdat-jempp"
-MODELS = ["ebjdat-jempp", "ebjdat-sadajem", "ebjdat-jem", "base-jempp", "trades"]
+MODELS = ["ebjdat-jempp", "ebjdat-sadajem", "ebjdat-jem", "base-jempp", "trades", "dhat"]
 
 
 @pytest.fixture(scope="module")

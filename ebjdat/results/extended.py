@@ -170,7 +170,7 @@ def tradeoff(results: Results, protocol: Protocol) -> Table:
         ("generation", distance): f"generate/generation/{twin}{distance}",
     }
     pgd, robust, *_ = columns.values()
-    models = [*_compared(results), *BASELINES, *names.external_models(results)]
+    models = [*_compared(results), *names.baselines(results), *names.external_models(results)]
     title, extra = "Section 3: robustness, accuracy and generation", f"{distance}: lower is better."
     table = _under(results, protocol, "tradeoff", title, models, columns, extra=extra)
     same = [_on_images_of(results, model, pgd, robust) for model in models]
@@ -299,7 +299,7 @@ def readme(results: Results) -> Table:
         ("", "FID" if distance == "fid" else "Fréchet distance"): f"generate/generation/{distance}",
     }
     equations = {f"ebjdat-{variant}_energy"} & names.with_records(results)
-    models = [f"ebjdat-{variant}", *equations, f"base-{variant}", f"control-{variant}", *BASELINES]
+    models = [f"ebjdat-{variant}", *equations, f"base-{variant}", f"control-{variant}", *names.baselines(results)]
     extra = "± over seeds; accuracies in %; distance: lower is better."
     title = "In four numbers"
     return cells.pivot(results, "readme", title, models, columns, protocol=STANDARD, extra=extra, show=cells.short)

@@ -113,7 +113,13 @@ def external_models(results: Results) -> list[str]:
     return sorted({model for model, _ in results.frame.index if model.startswith(EXTERNAL)})
 
 
+def baselines(results: Results) -> list[str]:
+    """Baselines that params.yaml names or that have numbers."""
+    wanted = {*results.params.baselines, *results.params.sources, *(model for model, _ in results.frame.index)}
+    return [model for model in BASELINES if model in wanted]
+
+
 def all_models(results: Results) -> list[str]:
     """Every model that may have numbers, in the order of the tables; external ones last."""
     jem_models = [f"{method}-{variant}" for method in METHODS for variant in variants(results)]
-    return [*jem_models, *BASELINES, *external_models(results)]
+    return [*jem_models, *baselines(results), *external_models(results)]

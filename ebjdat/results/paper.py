@@ -11,9 +11,8 @@ from ebjdat.protocols import PROTOCOLS, Protocol
 from ebjdat.results.cells import Column, Table, pivot, short
 from ebjdat.results.extended import ATTACKS, distances, table3_columns, transfer_metric
 from ebjdat.results.frame import Results
-from ebjdat.results.names import by_variant, display_name
+from ebjdat.results.names import baselines, by_variant, display_name
 from ebjdat.results.published import Claim, in_table
-from ebjdat.run import BASELINES
 
 
 def paper_tables(results: Results) -> dict[str, list[Table]]:
@@ -37,7 +36,7 @@ def _layouts(results: Results, protocol: Protocol) -> list[tuple[Any, ...]]:
     generation = {distance_column: f"generate/generation/{'released-' if p == 'released' else ''}{distance}"}
     tradeoff = {("", "Robustness"): f"clean/{p}/pgd-20", ("", "Accuracy"): f"clean/{p}/clean"} | generation
     jems = _plain_and_ours(results)
-    rivals = [model for model in BASELINES if model != "undefended"]
+    rivals = [model for model in baselines(results) if model != "undefended"]
     return [
         ("Table 1", "AutoAttack's attacks", ours, first, robust),
         ("Table 2", "transfer attacks from a PGD-AT surrogate", {"TRADES": "trades"} | ours, second, robust),

@@ -64,6 +64,7 @@ class Trainer:
         checkpoints: where the resumable state lives; None keeps none.
         report: called with each epoch's row.
         note: called with each rollback's event.
+        helper: the trained network that ``setup.helper`` asks for, on ``device``, in eval mode.
     """
 
     def __init__(
@@ -76,11 +77,12 @@ class Trainer:
         report: Report = lambda row: None,
         note: Report = lambda event: None,
         supervisor: Supervisor | None = None,
+        helper: EnergyModel | None = None,
     ) -> None:
         assert setup.training is not None, "an external model is not trained here"
         self.setup, self.training, self.recipe = setup, setup.training, setup.recipe
         self.device, self.checkpoints, self.report, self.note = device, checkpoints, report, note
-        self.objective, self.supervisor = objective_of(setup), supervisor or Supervisor()
+        self.objective, self.supervisor = objective_of(setup, helper), supervisor or Supervisor()
         # Training meets the same few shapes again and again; no effect on a CPU.
         torch.backends.cudnn.benchmark = True
         self.x, self.y = _on(data.x_train, device), data.y_train.to(device)

@@ -153,7 +153,7 @@ class EBJDAT(Objective):
             total = total + recipe.w_adversarial * robust + recipe.w_energy * outer
             terms |= {"loss_adversarial": robust, "loss_energy": outer, "energy_adversarial": adversarial.mean()}
             terms["energy_gap"] = adversarial.mean() - clean.mean()
-        return total, _detached(total, terms)
+        return total, detached(total, terms)
 
     def _forwards(self, model: EnergyModel, prepared: Prepared) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Logits of x_p, x_gen, x and, where there is one, x_adv.
@@ -193,7 +193,7 @@ class PGDAT(Objective):
         assert prepared.x_adv is not None
         logits = model(prepared.x_adv)
         total = F.cross_entropy(logits, prepared.batch.y)
-        return total, _detached(total, {"loss_adversarial": total, "energy_adversarial": energy(logits).mean()})
+        return total, detached(total, {"loss_adversarial": total, "energy_adversarial": energy(logits).mean()})
 
 
 class TRADES(Objective):
@@ -223,7 +223,7 @@ class TRADES(Objective):
         terms = {"loss_clean": classify, "loss_adversarial": smooth, "energy_clean": energy(logits).mean()}
         terms |= {"energy_adversarial": energy(adversarial).mean()}
         terms["energy_gap"] = terms["energy_adversarial"] - terms["energy_clean"]
-        return total, _detached(total, terms)
+        return total, detached(total, terms)
 
 
 class Undefended(Objective):
@@ -240,7 +240,7 @@ class Undefended(Objective):
         """Cross-entropy on clean images."""
         logits = model(prepared.batch.x)
         total = F.cross_entropy(logits, prepared.batch.y)
-        return total, _detached(total, {"loss_clean": total, "energy_clean": energy(logits).mean()})
+        return total, detached(total, {"loss_clean": total, "energy_clean": energy(logits).mean()})
 
 
 def energy_term(reading: str, form: Gap, adversarial: Tensor, clean: Tensor, data: Tensor) -> Tensor:
@@ -266,5 +266,6 @@ def energy_gap(adversarial: Tensor, clean: Tensor, form: Gap) -> Tensor:
     return gap.mean()
 
 
-def _detached(total: Tensor, terms: Terms) -> Terms:
+def detached(total: Tensor, terms: Terms) -> Terms:
+    """The terms of a loss and the loss itself, without gradient."""
     return {"loss": total.detach(), **{name: value.detach() for name, value in terms.items()}}

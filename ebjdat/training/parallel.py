@@ -119,7 +119,12 @@ def mean(values: Tensor) -> Tensor:
 
     Only what is not linear in a mean needs it: gradients are averaged over processes anyway.
     """
-    return _Sum.apply(values.mean()) / world() if world() > 1 else values.mean()  # type: ignore[no-any-return]
+    return summed(values.mean()) / world()
+
+
+def summed(value: Tensor) -> Tensor:
+    """Sum over the processes, the same in each; with the gradient of the sum of all their losses."""
+    return _Sum.apply(value) if world() > 1 else value  # type: ignore[no-any-return]
 
 
 def agreed(number: int | None) -> int | None:

@@ -10,10 +10,11 @@ import torch
 
 from ebjdat import files
 from ebjdat.config import Setup
-from ebjdat.data.prepared import load_prepared
+from ebjdat.data.prepared import Prepared, load_prepared
 from ebjdat.device import choose_device, processors
 from ebjdat.errors import DivergenceError
 from ebjdat.model import description
+from ebjdat.model.energy import EnergyModel
 from ebjdat.model.store import model_digest, save_model
 from ebjdat.protocols import REVISIONS
 from ebjdat.run import Run
@@ -26,9 +27,9 @@ from ebjdat.training.state import Checkpoints
 def train(setup: Setup, report: Report = lambda row: None, note: Report = lambda event: None) -> dict[str, Any]:
     """Train a run and write its model folder; returns a summary of deterministic values.
 
-    Writes ``best.pt``, ``last.pt``, ``model.json``, ``history.jsonl``, ``summary.json`` and, for models that generate,
-    ``buffer.npz`` (``images`` float32 (size,C,H,W), replay buffer of the best epoch). Of several processes (see
-    ``ebjdat.training.parallel``) the first writes; the others return nothing.
+    Writes ``best.pt``, ``last.pt``, ``model.json``, ``history.jsonl``, ``summary.json``, for models that generate
+    ``buffer.npz`` (``images`` float32 (size,C,H,W), replay buffer of the best epoch), for DHAT ``helper.pt``. Of
+    several processes (see ``ebjdat.training.parallel``) the first writes; the others return nothing.
 
     Args:
         report: gets a row of numbers per epoch.
@@ -60,7 +61,8 @@ def _train(setup: Setup, report: Report, note: Report, device: torch.device) -> 
             locks.enter_context(files.hold(resume.with_suffix(".lock"), f"training of {run}"))
             folder = run.model_dir
             locks.enter_context(files.hold(folder.with_name(f".{folder.name}.lock"), f"the model folder {folder}"))
-        trainer = Trainer(setup, data, device=device, checkpoints=checkpoints, report=report, note=note)
+        helper = _trained_helper(setup, data, device, checkpoints)
+        trainer = Trainer(setup, data, device=device, checkpoints=checkpoints, report=report, note=note, helper=helper)
         try:
             outcome = trainer.run()
         except DivergenceError as error:
@@ -70,9 +72,17 @@ def _train(setup: Setup, report: Report, note: Report, device: torch.device) -> 
         if parallel.rank():
             return {}
         files.write_json(run.model_dir / description.NAME, description.describe(setup, data).plain())
-        summary = _write(run, outcome)
+        summary = _write(run, outcome, helper)
         checkpoints.clear()
     return summary
+
+
+def _trained_helper(setup: Setup, data: Prepared, device: torch.device, checkpoints: Checkpoints) -> EnergyModel | None:
+    """The network that the masks come from, with the weights that its own run of the same seed would have."""
+    if setup.helper is None:
+        return None
+    own = Checkpoints(checkpoints.folder / "helper", checkpoints.key)
+    return Trainer(setup.helper, data, device=device, checkpoints=own).run().best.to(device).requires_grad_(False)
 
 
 def key_of(setup: Setup, data: str) -> dict[str, Any]:
@@ -88,7 +98,7 @@ def _set_threads(threads: int | None) -> None:
         torch.set_num_threads(max(1, processors() // parallel.world()))
 
 
-def _write(run: Run, outcome: Outcome) -> dict[str, Any]:
+def _write(run: Run, outcome: Outcome, helper: EnergyModel | None) -> dict[str, Any]:
     folder = run.model_dir
     save_model(folder / "best.pt", outcome.best, outcome.architecture)
     save_model(folder / "last.pt", outcome.last, outcome.architecture)
@@ -104,5 +114,8 @@ def _write(run: Run, outcome: Outcome) -> dict[str, Any]:
         "events": outcome.events,
         "selected": outcome.history[outcome.best_epoch - 1],
     }
+    if helper is not None:
+        save_model(folder / "helper.pt", helper, outcome.architecture)
+        summary["helper_sha256"] = model_digest(helper)
     files.write_json(folder / "summary.json", summary)
     return summary
