@@ -285,11 +285,11 @@ def test_table_1_has_every_attack_alone_and_their_union(
     released = standard - {"apgd-t"}
     expected = {f"standard/{name}" for name in standard} | {f"released/{name}" for name in released}
     expected |= {f"{p}/{name}" for p in PROTOCOLS for name in ("clean", "union")}
-    assert set(result.rates) == expected | {"standard/worst-case", "released/union-with-fab"}
+    assert set(result.rates) == expected | {"standard/autoattack", "released/union-with-fab"}
     assert names_are_sound(result)
     for name, attacks in {
         "standard/union": standard,
-        "standard/worst-case": set(CASCADE),
+        "standard/autoattack": set(CASCADE),
         "released/union": released - {"fab-t"},
         "released/union-with-fab": released,
     }.items():

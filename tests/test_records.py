@@ -169,7 +169,7 @@ def test_a_protocol_of_a_higher_revision_supersedes_its_own_numbers_alone() -> N
     values = {"generation/released-fid": 1.0, "generation/fid": 2.0, "standard/transfer/ebjdat-jempp_released/x": 3.0}
     written = write(rates=rates, values=values)
     assert record.current_part(written) == written and PROTOCOLS["released"].revision > 1
-    older = {**written, "revisions": {"clean": 1, "train": 1}}
+    older = {**written, "revisions": {**written["revisions"], "released": 1}}
     assert record.outdated(older, SETUP) == "", "its other protocol stays"
     assert list(record.rates_of(older)) == ["standard/clean"]
     assert list(record.current_part(older)["values"]) == ["generation/fid", "standard/transfer/ebjdat-jempp_released/x"]

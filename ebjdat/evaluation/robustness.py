@@ -1,14 +1,13 @@
 """Table 1: AutoAttack, each attack alone and the cascade, under both protocols.
 
-Per protocol an accuracy per attack, their union (robust against all of them, each run alone), and under ``standard``:
+Per protocol an accuracy per attack, and their union (robust against all of them, each run alone). Under ``standard`` also
+``autoattack``, the four attacks of version ``standard``: their cascade, in which each attack meets the images that are
+left, or where a profile does without it the worst case per image over the four, each run alone on all images as in the
+official ``run_standard_evaluation_individual``. The first attack of the cascade starts from the same batch and seed as
+it does alone, so APGD-CE alone is read from the cascade.
 
-    worst-case   robust against the four attacks of version ``standard``, each run alone on all images, as the official
-                 ``run_standard_evaluation_individual`` does
-    autoattack   the cascade of version ``standard``, in which each attack meets the images that are left
-
-A profile says which of both it runs. The union under ``released`` leaves FAB out, because FAB changes no image in the
-released code at 327ea16 (it clamps images in [-1, 1] to [0, 1]); ``union-with-fab`` stands beside it. The first attack
-of the cascade starts from the same batch and seed as it does alone, so APGD-CE alone is read from the cascade.
+The union under ``released`` leaves FAB out, because FAB changes no image in the released code at 327ea16 (it clamps
+images in [-1, 1] to [0, 1]); ``union-with-fab`` stands beside it.
 
 The last checkpoint meets the first two attacks of the cascade only (APGD-CE, APGD-T), which costs a tenth:
 ``<protocol>/apgd-ce-t-last``. ``<protocol>/apgd-ce-t`` is the best checkpoint after the same two attacks.
@@ -178,7 +177,7 @@ def _unions(case: Case, alone: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     if left_out:
         unions["union-with-fab"] = np.logical_and.reduce(list(alone.values()))
     if alone.keys() >= set(CASCADE):
-        unions["worst-case"] = np.logical_and.reduce([alone[name] for name in CASCADE])
+        unions["autoattack"] = np.logical_and.reduce([alone[name] for name in CASCADE])
     return unions
 
 

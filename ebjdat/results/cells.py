@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -17,7 +18,7 @@ LONGEST_CAPTION = 240
 """Characters, about two lines; what needs more words stands in docs/statistics.md."""
 
 Column = tuple[str, str]
-"""Heading of a group of columns, and of the column; the group may be empty."""
+"""Heading of a group of columns, and of the column; a column of no group may be given by its heading alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ def pivot(
     label: str,
     title: str,
     models: Iterable[str] | Mapping[str, str],
-    columns: Mapping[Column, str],
+    columns: Mapping[Any, str],
     *,
     protocol: Protocol | None = None,
     extra: str = "",

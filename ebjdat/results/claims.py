@@ -64,12 +64,8 @@ class Judged:
 def collect(current: Results) -> list[Results]:
     """The current profile's numbers, and those of every other profile that has records and is no smoke run."""
     names = {path.parent.name for path in Path("results").glob("*/records")} - {current.profile}
-    others = [frame.load(load_params(profile=name), store=False) for name in sorted(names) if _counts(name)]
-    return [current, *others] if _counts(current.profile) else others
-
-
-def _counts(profile: str) -> bool:
-    return not profile.endswith("-smoke")
+    found = [current, *(frame.load(load_params(profile=name), store=False) for name in sorted(names))]
+    return [results for results in found if not results.profile.endswith("-smoke")]
 
 
 def judge(claim: Claim, results: Results, model: str, protocol: str) -> Judged:
@@ -90,35 +86,29 @@ def judge(claim: Claim, results: Results, model: str, protocol: str) -> Judged:
 
 def not_comparable(claim: Claim, results: Results, model: str, protocol: str) -> list[str]:
     """Every reason why the pair says nothing about the published number."""
-    setup, network = results.setup(model), results.params.current.network
-    reasons = []
-    if claim.kind == "transfer":
-        reasons.append("surrogate not stated")
+    setup, network, metric = results.setup(model), results.params.current.network, claim.metric_under(protocol)
+    recipe, training, wanted = setup.recipe, setup.training, published.recipe(claim.model)
+    reasons = ["surrogate not stated"] if claim.kind == "transfer" else []
     if (network.depth, network.width) != REFERENCE_NETWORK:
         reasons.append(f"another network (WRN-{network.depth}-{network.width})")
     if protocol != "released":
         reasons.append("another protocol")
-    adversarial = model in BASELINES or (setup.recipe is not None and setup.recipe.w_adversarial > 0)
-    if setup.training is not None and adversarial and abs(setup.training.train_eps - RELEASED_EPS) > 1e-9:
-        reasons.append(f"trained at {as_fraction(setup.training.train_eps)}")
-    wanted = published.recipe(claim.model)
-    if setup.training is not None and setup.training.epochs != wanted.get("epochs", setup.training.epochs):
-        reasons.append(f"{setup.training.epochs} of {wanted['epochs']} epochs")
-    if setup.recipe is not None:
-        ours = {"reading": setup.recipe.reading, "w_energy": setup.recipe.w_energy}
-        reasons += [f"{name} {ours[name]}" for name in ours if name in wanted and wanted[name] != ours[name]]
-    remark = results.remark(model, claim.metric_under(protocol))
-    return reasons + ([remark] if remark else []) + _too_few(claim, results, model, protocol)
-
-
-def _too_few(claim: Claim, results: Results, model: str, protocol: str) -> list[str]:
-    metric = claim.metric_under(protocol)
+    if training is not None:
+        adversarial = model in BASELINES or (recipe is not None and recipe.w_adversarial > 0)
+        if adversarial and abs(training.train_eps - RELEASED_EPS) > 1e-9:
+            reasons.append(f"trained at {as_fraction(training.train_eps)}")
+        if training.epochs != wanted.get("epochs", training.epochs):
+            reasons.append(f"{training.epochs} of {wanted['epochs']} epochs")
+    for name in ("reading", "w_energy"):
+        if recipe is not None and getattr(recipe, name) != wanted.get(name, getattr(recipe, name)):
+            reasons.append(f"{name} {getattr(recipe, name)}")
+    reasons += filter(None, [results.remark(model, metric)])
     if claim.kind == "generation":
         samples = results.params.current.evaluation.generation.samples
-        return [f"too few samples ({samples})"] if samples < FEWEST_SAMPLES else []
+        return [*reasons, f"too few samples ({samples})"] if samples < FEWEST_SAMPLES else reasons
     low, high = _interval(results, model, metric)
-    n = min(results.images(model, metric))
-    return [f"too few images ({n})"] if (high - low) / 2 > LARGEST_HALF_WIDTH else []
+    wide = (high - low) / 2 > LARGEST_HALF_WIDTH
+    return [*reasons, f"too few images ({min(results.images(model, metric))})"] if wide else reasons
 
 
 def _interval(results: Results, model: str, metric: str) -> tuple[float, float]:
@@ -163,7 +153,7 @@ def _attempts(claim: Claim, results: Results) -> list[str]:
 
 
 def page(everything: Sequence[Results]) -> str:
-    """The page: one small table per table of the supplement, and of the main paper's numbers."""
+    """The page: one table per table of the supplement, and of the main paper's numbers."""
     verdicts = [(claim, overall(claim, everything)) for claim in published.claims()]
     counts = "; ".join(f"{name}: {sum(one.verdict == name for _, one in verdicts)}" for name in VERDICTS)
     profiles = ", ".join(results.profile for results in everything) or "none"

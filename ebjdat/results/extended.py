@@ -12,7 +12,7 @@ from typing import Any
 from ebjdat.evaluation.masking import VERDICTS
 from ebjdat.protocols import PROTOCOLS, STANDARD, Protocol, as_fraction
 from ebjdat.results import cells, names
-from ebjdat.results.cells import Column, Table
+from ebjdat.results.cells import Table
 from ebjdat.results.frame import Results
 from ebjdat.run import BASELINES
 
@@ -25,7 +25,7 @@ def transfer_metric(protocol: str, surrogate: str, attack: str, neighbours: int)
     return f"transfer/{protocol}/transfer/{surrogate}/{attack}{suffix}"
 
 
-def over_radii(protocol: Protocol, nominal: float, group: str, metric: str) -> dict[Column, str]:
+def over_radii(protocol: Protocol, nominal: float, group: str, metric: str) -> dict[Any, str]:
     """One column per radius; ``metric`` holds ``{radius}`` for its multiple of the protocol's radius."""
     radius = protocol.radius(nominal)
     return {
@@ -49,7 +49,7 @@ def _under(results: Results, protocol: Protocol, label: str, title: str, *what: 
 def table1(results: Results, protocol: Protocol) -> Table:
     """Robustness under each attack of AutoAttack alone; further attacks to the right."""
     stage, steps = f"autoattack/{protocol.name}", {cell.attack: cell.steps for cell in protocol.table1.alone}
-    columns: dict[Column, str] = {("", name): f"{stage}/{key}" for key, name in ATTACKS.items()}
+    columns: dict[Any, str] = {name: f"{stage}/{key}" for key, name in ATTACKS.items()}
     more = {"apgd-t": "APGD-T"} if "apgd-t" in steps else {}
     if protocol.table1.cascade:
         more |= {"union": "union", "autoattack": "AutoAttack cascade"}
@@ -64,7 +64,7 @@ def table1(results: Results, protocol: Protocol) -> Table:
 
 def table2(results: Results, protocol: Protocol) -> Table:
     """Robustness under transfer attacks from every surrogate; a model's own column is white-box."""
-    p, columns = protocol.name, dict[Column, str]()
+    p, columns = protocol.name, dict[Any, str]()
     for n in protocol.transfer.neighbours:
         for attack in protocol.transfer.attacks:
             if n == protocol.transfer.neighbours[0] or attack.startswith("v"):  # the others sample no neighbours
@@ -83,7 +83,7 @@ def table2(results: Results, protocol: Protocol) -> Table:
     return table
 
 
-def table3_columns(protocol: Protocol, nominal: float) -> dict[Column, str]:
+def table3_columns(protocol: Protocol, nominal: float) -> dict[Any, str]:
     """APGD-CE over radius and iterations, and EOT-PGD over radius."""
     sweep, eot = f"sweep/{protocol.name}/apgd-ce", f"eot/{protocol.name}/eot-pgd/plain/samples-2"
     columns = over_radii(protocol, nominal, "APGD-CE: distortion bound", f"{sweep}/radius-{{radius}}/steps-20")
@@ -163,7 +163,7 @@ def tradeoff(results: Results, protocol: Protocol) -> Table:
     p, distance = protocol.name, distances(results)[0]
     overall, name = ("autoattack", "AutoAttack") if protocol.table1.cascade else ("union", "union without FAB")
     twin = "released-" if p == "released" else ""
-    columns: dict[Column, str] = {
+    columns: dict[Any, str] = {
         ("robustness (%)", "PGD-20"): f"clean/{p}/pgd-20",
         ("robustness (%)", name): f"autoattack/{p}/{overall}",
         ("accuracy (%)", "clean"): f"clean/{p}/clean",
@@ -190,10 +190,10 @@ def _on_images_of(results: Results, model: str, metric: str, other: str) -> str:
 
 def energies(results: Results) -> Table:
     """E(x) of clean, attacked and generated images, their gaps and overlaps, for every model."""
-    columns: dict[Column, str] = {
+    columns: dict[Any, str] = {
         ("mean E(x), nats", name): f"clean/energy/{kind}/mean" for kind, name in names.ENERGIES.items()
     }
-    columns["", "d' of adversarial"] = "clean/energy/standardised-gap"
+    columns["d' of adversarial"] = "clean/energy/standardised-gap"
     for kind in ("adversarial", "generated", "generated-fresh"):
         columns["gap to clean", names.ENERGIES[kind]] = f"clean/energy/gap-{kind}"
     for kind in ("adversarial", "generated", "generated-fresh", "all", "all-fresh"):
@@ -205,7 +205,7 @@ def energies(results: Results) -> Table:
 def calibration(results: Results) -> Table:
     """Calibration, and how well energy tells outliers, which the JEM papers report."""
     found = {name for name in results.frame if name.startswith("clean/ood/")}
-    columns: dict[Column, str] = {("", "ECE"): "clean/calibration/ece"}
+    columns: dict[Any, str] = {"ECE": "clean/calibration/ece"}
     columns |= {("outliers: AUROC by E(x)", name.split("/")[2]): name for name in sorted(found)}
     extra = "ECE: expected calibration error, lower is better; AUROC: higher is better, 0.5 is chance."
     models = _with_numbers(results, "clean/calibration/ece")
@@ -214,10 +214,10 @@ def calibration(results: Results) -> Table:
 
 def checkpoints(results: Results) -> Table:
     """The best and the last checkpoint of every model: robust overfitting is the difference."""
-    compared = {"clean": "clean/standard/clean", "PGD-20": "clean/standard/pgd-20"}
-    compared["APGD-CE + APGD-T"] = "autoattack/standard/apgd-ce-t"
-    ends = {"best": "", "last": "-last"}
-    columns = {(name, end): f"{metric}{ends[end]}" for name, metric in compared.items() for end in ends}
+    both = {"best": "", "last": "-last"}
+    metrics = names.COMPARED | {"APGD-CE + APGD-T": "autoattack/standard/apgd-ce-t"}
+    del metrics["AutoAttack"]  # the last checkpoint meets its first two attacks alone
+    columns = {(name, which): f"{metric}{both[which]}" for name, metric in metrics.items() for which in both}
     models = _with_numbers(results, "clean/standard/clean-last")
     title, extra = "Best and last checkpoint", "Accuracy (%)."
     return cells.pivot(results, "checkpoints", title, models, columns, protocol=STANDARD, extra=extra)
@@ -260,17 +260,14 @@ def _numbers(found: Mapping[str, Any]) -> str:
 def studies(results: Results) -> list[Table]:
     """The tables of studies.yaml: models side by side that differ in one thing."""
     distance, run = distances(results)[0], names.with_records(results)
-    columns: dict[Column, str] = {
-        ("", "clean"): "clean/standard/clean",
-        ("", "PGD-20"): "clean/standard/pgd-20",
-        ("", "APGD-CE"): "autoattack/standard/apgd-ce",
-        ("", "APGD-T"): "autoattack/standard/apgd-t",
-        ("", "AutoAttack"): "autoattack/standard/autoattack",
-        ("", "E(x_adv) - E(x), nats"): "clean/energy/gap-adversarial",
-        ("", "d'"): "clean/energy/standardised-gap",
-        ("", distance): f"generate/generation/{distance}",
-    }
     found = []
+    columns = names.COMPARED | {
+        "APGD-CE": "autoattack/standard/apgd-ce",
+        "APGD-T": "autoattack/standard/apgd-t",
+        "E(x_adv) - E(x), nats": "clean/energy/gap-adversarial",
+        "d'": "clean/energy/standardised-gap",
+        distance: f"generate/generation/{distance}",
+    }
     for label, one in names.studies()["tables"].items():
         models = [model for model in one["models"] if model in run]
         if 2 * len(models) <= len(one["models"]):
@@ -292,12 +289,8 @@ def studies(results: Results) -> list[Table]:
 def readme(results: Results) -> Table:
     """The current variant and the baselines in four numbers, for the README."""
     variant, distance = results.params.variant, distances(results)[0]
-    columns: dict[Column, str] = {
-        ("", "clean"): "clean/standard/clean",
-        ("", "PGD-20"): "clean/standard/pgd-20",
-        ("", "AutoAttack"): "autoattack/standard/autoattack",
-        ("", "FID" if distance == "fid" else "Fréchet distance"): f"generate/generation/{distance}",
-    }
+    named = "FID" if distance == "fid" else "Fréchet distance"
+    columns = names.COMPARED | {named: f"generate/generation/{distance}"}
     equations = {f"ebjdat-{variant}_energy"} & names.with_records(results)
     models = [f"ebjdat-{variant}", *equations, f"base-{variant}", f"control-{variant}", *names.baselines(results)]
     extra = "± over seeds; accuracies in %; distance: lower is better."

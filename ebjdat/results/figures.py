@@ -90,10 +90,10 @@ def differences_picture(results: Results) -> Picture | None:
         for place, (model, name) in enumerate(models.items()):
             mine = {rows.index((one.quantity, one.rival)): f for one, f in found.items() if one.model == model}
             y = [row + (place - (len(models) - 1) / 2) * 0.7 / len(models) for row in mine]
-            ends = np.array([one.difference.interval for one in mine.values()]).T
-            mean = np.array([one.difference.mean for one in mine.values()])
+            numbers = [(one.difference.mean, *one.difference.interval) for one in mine.values()]
+            mean, low, high = np.array(numbers).T
             style: Any = {"color": COLOURS[place % len(COLOURS)], "fmt": MARKERS[place % len(MARKERS)], "capsize": 2}
-            axes.errorbar(mean, y, xerr=[mean - ends[0], ends[1] - mean], label=name, **style)
+            axes.errorbar(mean, y, xerr=[mean - low, high - mean], label=name, **style)
         axes.axvline(0.0, color="black", linewidth=0.8)
         axes.set_yticks(range(len(rows)), [f"{quantity}, minus {RIVALS[rival]}" for quantity, rival in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -162,10 +162,7 @@ def write_figures(results: Results) -> list[Path]:
 
 
 def model_figures(run: Run) -> dict[str, bytes]:
-    """What is drawn from a run's arrays and history, as PNG files by name, for its MLflow run.
-
-    Not the pictures of the stage ``generate``, which are files already.
-    """
+    """The pictures of a run that are no files yet, as PNG files by name, for its MLflow run."""
     return {f"{name}.png": picture.content for name, picture in model_pictures(run).items() if name not in SAMPLES}
 
 

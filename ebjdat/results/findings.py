@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ebjdat.protocols import STANDARD
 from ebjdat.results import cells, names
@@ -20,15 +21,8 @@ RIVALS = {"control": "its control", "base": "the plain variant", "pgd_at": "PGD-
 """What a model is compared with, and its name there; ``start`` is about samples of the same model."""
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What is asked.
-
-    Attributes:
-        model: the first of the two.
-        quantity: name of what is compared, in studies.yaml.
-        rival: of :data:`RIVALS`.
-    """
+class Question(NamedTuple):
+    """What is asked: the first model, the quantity by its name in studies.yaml, the rival (of :data:`RIVALS`)."""
 
     model: str
     quantity: str
@@ -47,14 +41,13 @@ class Finding:
     unit: str
     margin: float
 
-    def __str__(self) -> str:
-        """Verdict, mean, 95 % interval and number of seeds."""
-        return f"{self.verdict} {self.numbers} ({self.difference.seeds})"
-
     @property
     def numbers(self) -> str:
         """Mean and 95 % interval."""
         return self.difference.text(1 if self.unit == "points" else 2)
+
+    def __str__(self) -> str:
+        return f"{self.verdict} {self.numbers} ({self.difference.seeds})"
 
 
 def rivals(model: str) -> dict[str, str]:

@@ -13,8 +13,6 @@ from ebjdat.run import BASELINES, EXTERNAL, METHODS
 BASELINE_NAMES = {"pgd_at": "PGD-AT", "trades": "TRADES", "dhat": "DHAT", "undefended": "Undefended"}
 FORMS = {"cross_entropy": "code form", "energy": "equations"}
 """What the two readings of the paper's energy term are called."""
-EQUATIONS_WEIGHT = 1.0
-"""w2 of the paper's equations; a name says any other one."""
 READING = ("reading", "w_energy", "gap")
 """What two recipes differ in that are two readings of one variant."""
 COMPARED = {
@@ -61,7 +59,7 @@ def _with_form(params: Params, variant: str, label: str) -> str:
     form, said = FORMS.get(recipe.reading, ""), []
     if form and (like or not recipe.like):
         plain = params.variants[like or variant]
-        usual = EQUATIONS_WEIGHT if recipe.reading == "energy" else plain.w_energy
+        usual = 1.0 if recipe.reading == "energy" else plain.w_energy
         label = plain.label or like or variant
         said += [f"w2 = {recipe.w_energy:g}"] if recipe.w_energy != usual else []
         said += [recipe.gap.replace("_", " ")] if recipe.gap != plain.gap else []

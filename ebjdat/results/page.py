@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from ebjdat import files
 from ebjdat.protocols import as_fraction
-from ebjdat.record import times_path
+from ebjdat.record import older_protocols, times_path
 from ebjdat.results import figures
 from ebjdat.results.figures import Picture
 from ebjdat.results.findings import RIVALS, Question, findings
@@ -159,6 +159,8 @@ def provenance(results: Results) -> Section:
     )
     if results.outdated:
         text += f" {len(results.outdated)} records are outdated and left out."
+    older = sum(bool(older_protocols(record)) for record in results.records.values())
+    text += f" {older} records are older than a protocol, whose numbers are left out." if older else ""
     drawn = pd.DataFrame(rows).to_html(index=False, border=0)
     return Section("Provenance", text, folded={f"{len(rows)} runs": scrolling(drawn)})
 

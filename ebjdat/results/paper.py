@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from ebjdat.protocols import PROTOCOLS, Protocol
-from ebjdat.results.cells import Column, Table, pivot, short
+from ebjdat.results.cells import Table, pivot, short
 from ebjdat.results.extended import ATTACKS, distances, table3_columns, transfer_metric
 from ebjdat.results.frame import Results
 from ebjdat.results.names import baselines, by_variant, display_name
@@ -29,12 +29,12 @@ def _layouts(results: Results, protocol: Protocol) -> list[tuple[Any, ...]]:
     p, distance, params = protocol.name, distances(results)[0], results.params
     robust = f"Robustness (%). Ours: {display_name(params, params.model)}."
     ours = {"Ours": params.model}
-    first = {("", name): f"autoattack/{p}/{key}" for key, name in ATTACKS.items()}
+    first = {name: f"autoattack/{p}/{key}" for key, name in ATTACKS.items()}
     second = {("", attack.upper()): transfer_metric(p, "pgd_at", attack, 5) for attack in protocol.transfer.attacks}
     third = table3_columns(protocol, params.current.evaluation.radius)
-    distance_column = ("", "FID" if distance == "fid" else "Frechet distance")
-    generation = {distance_column: f"generate/generation/{'released-' if p == 'released' else ''}{distance}"}
-    tradeoff = {("", "Robustness"): f"clean/{p}/pgd-20", ("", "Accuracy"): f"clean/{p}/clean"} | generation
+    shown = "FID" if distance == "fid" else "Frechet distance"
+    generation = {shown: f"generate/generation/{'released-' if p == 'released' else ''}{distance}"}
+    tradeoff = {"Robustness": f"clean/{p}/pgd-20", "Accuracy": f"clean/{p}/clean"} | generation
     jems = _plain_and_ours(results)
     rivals = [model for model in baselines(results) if model != "undefended"]
     return [
@@ -54,7 +54,7 @@ def _plain_and_ours(results: Results) -> list[str]:
 
 
 def _table(
-    results: Results, protocol: Protocol, place: str, title: str, models: Any, columns: dict[Column, str], extra: str
+    results: Results, protocol: Protocol, place: str, title: str, models: Any, columns: dict[Any, str], extra: str
 ) -> Table:
     label, title = f"{place.lower().replace(' ', '')}-{protocol.name}", f"{place}: {title}, protocol {protocol.name}"
     table = pivot(results, label, title, models, columns, protocol=protocol, extra=extra, show=short)

@@ -28,9 +28,8 @@ def write_plots(results: Results) -> list[Path]:
     run = Run(results.params.profile, results.params.model, results.params.seeds[0])
     history = [[row.get(name, "") for name in TRAINING] for row in read_history(run)]
     texts = {"training": csv(TRAINING, history), "energies": csv(("energy", *KINDS), energy_rows(read_arrays(run)))}
-    for name in PROTOCOLS:
-        columns = ("radius_255", "robust_accuracy", "low", "high")
-        texts[f"radius-{name}"] = csv(columns, radius_curve(results, run, name))
+    columns = ("radius_255", "robust_accuracy", "low", "high")
+    texts |= {f"radius-{name}": csv(columns, radius_curve(results, run, name)) for name in PROTOCOLS}
     for name, text in texts.items():
         files.write_text(FOLDER / f"{name}.csv", text)
     return [FOLDER / f"{name}.csv" for name in texts]
