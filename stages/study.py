@@ -22,11 +22,7 @@ from stages.repro import repro
 
 
 def read_study(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
-    """Stages and rows of a study.
-
-    Raises:
-        UserError: the file is no study.
-    """
+    """Stages and rows of a study. UserError: the file is no study."""
     study = read_yaml(path)
     stages, rows = (study.get(key) if isinstance(study, dict) else None for key in ("stages", "rows"))
     if not isinstance(stages, list) or not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -35,11 +31,7 @@ def read_study(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
 
 
 def override(row: Mapping[str, Any]) -> None:
-    """Write a row into params.yaml.
-
-    Raises:
-        UserError: params.yaml has no such parameter.
-    """
+    """Write a row into params.yaml. UserError: params.yaml has no such parameter."""
     from dvc.exceptions import DvcException
     from dvc.utils.hydra import apply_overrides
 
