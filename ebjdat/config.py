@@ -512,13 +512,9 @@ def _imported_as(run: Run) -> str | None:
 
 
 def check_model(params: Params, model: str, where: str = "") -> None:
-    """Refuse a name that is no model.
-
-    Raises:
-        UserError: with the known names.
-    """
-    known = [f"{method}-{variant}" for method in METHODS for variant in params.variants]
-    known += [*BASELINES, *params.own_baselines]
+    """Refuse a name that is no model. UserError: with the known names."""
+    known = [*(f"{method}-{variant}" for method in METHODS for variant in params.variants), *BASELINES]
+    known += params.own_baselines
     if model not in known and not model.startswith("external-"):
         raise UserError(f"{where}unknown model {model!r}{_among(model, known)}, external-<name>")
 
@@ -542,11 +538,7 @@ def load_params(folder: str | Path = ".", profile: str | None = None) -> Params:
 
 
 def read_profile(folder: Path, name: str) -> Any:
-    """The file of a profile, parsed.
-
-    Raises:
-        UserError: no such profile, or its file is not YAML.
-    """
+    """The file of a profile, parsed. UserError: no such profile, or its file is not YAML."""
     known = sorted(path.stem for path in (folder / PROFILES).glob("*.yaml"))
     if name not in known:
         raise UserError(f"profile: unknown profile {name!r}{_among(name, known)}")

@@ -118,11 +118,7 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, 64 hex characters.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
+    """SHA-256 of a file's bytes, 64 hex characters. UserError: the file cannot be read."""
     try:
         with Path(path).open("rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
@@ -131,11 +127,7 @@ def file_hash(path: str | Path) -> str:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        UserError: the file is missing, unreadable or not JSON.
-    """
+    """Read a JSON file. UserError: the file is missing, unreadable or not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError:
@@ -184,11 +176,7 @@ def read_npz(path: str | Path, again: str) -> dict[str, np.ndarray]:
 
 
 def write_png(path: str | Path, pixels: np.ndarray) -> None:
-    """Write uint8 pixels (height, width) grey or (height, width, 3) as PNG.
-
-    Raises:
-        UserError: see :func:`atomic`.
-    """
+    """Write uint8 pixels (height, width) grey or (height, width, 3) as PNG. UserError: see :func:`atomic`."""
     from PIL import Image
 
     with atomic(path) as handle:

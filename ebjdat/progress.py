@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
 QUIET_SECONDS = 30.0
 """Least time between two lines of a log."""
@@ -22,36 +21,19 @@ class Progress:
     >>> with Progress(3, "autoattack", unit="slice") as progress:
     ...     progress.advance(1, robust=0.62)
 
-    Args:
-        total: units of work.
-        label: what is running.
-        unit: name of one unit.
-        stream: where to write; stderr by default, so that stdout stays for results.
-        silent: write nothing.
-        clock: seconds; replaced in tests.
+    It goes to stderr, so that stdout stays for results; ``silent``: nothing is written.
     """
 
-    def __init__(
-        self,
-        total: int,
-        label: str,
-        *,
-        unit: str = "it",
-        stream: TextIO | None = None,
-        silent: bool = False,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, total: int, label: str, *, unit: str = "it", silent: bool = False) -> None:
         self.total, self.label, self.unit = total, label, unit
         self.done = self.skipped = 0
         self.values: dict[str, float] = {}
-        self._stream = sys.stderr if stream is None else stream
-        self._silent, self._clock = silent, clock
-        self._started, self._written = clock(), -math.inf
+        self._silent, self._started, self._written = silent, time.monotonic(), -math.inf
         self._bar: Any = None
-        if not silent and self._stream.isatty():
+        if not silent and sys.stderr.isatty():
             from tqdm import tqdm  # type: ignore[import-untyped]
 
-            self._bar = tqdm(total=total, desc=label, unit=unit, file=self._stream, dynamic_ncols=True)
+            self._bar = tqdm(total=total, desc=label, unit=unit, file=sys.stderr, dynamic_ncols=True)
 
     def skip(self, units: int) -> None:
         """Count ``units`` that an earlier run has done: part of the share, not of the rate."""
@@ -68,10 +50,10 @@ class Progress:
             self._bar.set_postfix({name: f"{value:.4g}" for name, value in self.values.items()}, refresh=False)
             self._bar.update(units)
             return
-        now = self._clock()
+        now = time.monotonic()
         if not self._silent and (now - self._written >= QUIET_SECONDS or self.done >= self.total > self.done - units):
             self._written = now
-            print(self._line(now - self._started), file=self._stream, flush=True)
+            print(self._line(now - self._started), file=sys.stderr, flush=True)
 
     def _line(self, elapsed: float) -> str:
         rate = (self.done - self.skipped) / elapsed if elapsed > 0 else 0.0

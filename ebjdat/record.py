@@ -123,11 +123,7 @@ def times_path(run: Run, stage: str) -> Path:
 
 
 def read_record(path: Path) -> Record:
-    """Read and validate a record.
-
-    Raises:
-        UserError: the file is missing or damaged, or does not lie where its run says.
-    """
+    """Read and validate a record. UserError: the file is missing or damaged, or does not lie where its run says."""
     record = validate(files.read_json(path), str(path))
     if run_of(record).record(record["stage"]).parts != path.parts[-6:]:
         raise UserError(f"{path} is about {run_of(record)} {record['stage']}: it was moved or copied by hand")
@@ -199,11 +195,7 @@ def current_part(record: Record) -> Record:
 
 
 def read_history(run: Run) -> list[dict[str, Any]]:
-    """Numbers by epoch of a training; none where the file is not here.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """Numbers by epoch of a training; none where the file is not here. UserError: the file is damaged."""
     path = run.model_dir / "history.jsonl"
     if not path.is_file():
         return []
@@ -224,11 +216,7 @@ def rates_of(record: Record) -> dict[str, Rate]:
 
 
 def validate(record: Any, where: str) -> Record:
-    """Check a record's fields and numbers.
-
-    Raises:
-        UserError: what is wrong, and in which record.
-    """
+    """Check a record's fields and numbers. UserError: what is wrong, and in which record."""
     if not isinstance(record, dict):
         raise UserError(f"{where}: expected a record, got {type(record).__name__}")
     for name, kind in _FIELDS.items():

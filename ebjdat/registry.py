@@ -57,11 +57,7 @@ def register(run: Run, alias: str) -> tuple[str, str]:
 
 
 def check_alias(alias: str) -> None:
-    """Refuse what MLflow would refuse only after the model is logged.
-
-    Raises:
-        UserError: with what is allowed.
-    """
+    """Refuse what MLflow would refuse only after the model is logged. UserError: with what is allowed."""
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,255}", alias) or re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE):
         raise UserError(
             f"--alias {alias}: expected letters, digits, _ and - only, and neither `latest` nor `v` with a number, "

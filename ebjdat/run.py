@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 METHODS = {
-    "ebjdat": "trained with the energy term between clean, adversarial and generated images",
+    "ebjdat": "EB-JDAT, with the energy term between clean, adversarial and generated images",
     "base": "the plain joint energy model, without adversarial training",
     "control": "EB-JDAT without its energy term",
 }

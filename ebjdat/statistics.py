@@ -147,11 +147,7 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Mean and sample standard deviation.
-
-    Raises:
-        ValueError: no value.
-    """
+    """Mean and sample standard deviation. ValueError: no value."""
     if not values:
         raise ValueError("expected at least one value")
     mean = math.fsum(values) / len(values)

@@ -21,11 +21,7 @@ from ebjdat.run import Run
 
 
 def run_stage(stage: str, *arguments: str) -> None:
-    """One stage of the pipeline, in a process of its own.
-
-    Raises:
-        UserError: it failed; it has said why.
-    """
+    """One stage of the pipeline, in a process of its own. UserError: it failed; it has said why."""
     code = subprocess.run([sys.executable, "-m", f"stages.{stage}", *arguments], check=False).returncode
     if code:
         raise UserError(f"the stage {stage} ended with exit code {code}; mend its cause and run the same command again")

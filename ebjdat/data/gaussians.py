@@ -98,11 +98,7 @@ def save_mixture(path: str | Path, mixture: Mixture) -> None:
 
 
 def load_mixture(path: str | Path) -> Mixture:
-    """Read a mixture written by :func:`save_mixture`.
-
-    Raises:
-        UserError: the file is missing or is not such a file.
-    """
+    """Read a mixture written by :func:`save_mixture`. UserError: the file is missing or is not such a file."""
     stored = files.read_npz(path, "run the stage prepare")
     try:
         mean, packed = stored["mean"], stored["factors"]

@@ -1,6 +1,6 @@
 """Table 1: AutoAttack, each attack alone and the cascade, under both protocols.
 
-Per protocol an accuracy per attack, and their union (robust against all of them, each run alone). Under ``standard`` also
+Per protocol an accuracy per attack, and their union (robust against all of them, each run alone). ``standard`` also has
 ``autoattack``, the four attacks of version ``standard``: their cascade, in which each attack meets the images that are
 left, or where a profile does without it the worst case per image over the four, each run alone on all images as in the
 official ``run_standard_evaluation_individual``. The first attack of the cascade starts from the same batch and seed as

@@ -124,9 +124,5 @@ def parse(value: Any, where: str) -> Description:
 
 
 def read(folder: Path) -> Description:
-    """The description in a model's folder.
-
-    Raises:
-        UserError: missing or damaged.
-    """
+    """The description in a model's folder. UserError: missing or damaged."""
     return parse(files.read_json(folder / NAME), str(folder / NAME))

@@ -139,6 +139,7 @@ def per_seed(results: Results, first: str, second: str, metric: str) -> list[flo
     return list((results.values(first, metric) - results.values(second, metric)).dropna())
 
 
+AUTOATTACK = "autoattack/standard/autoattack"
 _STAGES = {
     "clean": "clean and PGD-20",
     "autoattack": "AutoAttack and its attacks",
@@ -166,6 +167,8 @@ def caption(
     if any(counts.values()):
         parts.append(f"n = {_counts({stage: found for stage, found in counts.items() if found})}")
     parts.append(seeds_text(seeds))
+    if AUTOATTACK in metrics and not results.params.current.evaluation.autoattack.cascade:
+        extra = f"AutoAttack: worst case of its attacks, each run alone. {extra}"
     return f"{'; '.join(parts)}. {extra}".strip()
 
 

@@ -52,7 +52,7 @@ def table1(results: Results, protocol: Protocol) -> Table:
     columns: dict[Any, str] = {name: f"{stage}/{key}" for key, name in ATTACKS.items()}
     more = {"apgd-t": "APGD-T"} if "apgd-t" in steps else {}
     if protocol.table1.cascade:
-        more |= {"union": "union", "autoattack": "AutoAttack cascade"}
+        more |= {"union": "union", "autoattack": "AutoAttack"}
     else:
         more |= {"union": "union without FAB", "union-with-fab": "union with FAB"}
     more |= {"clean": "clean"}
