@@ -17,7 +17,13 @@ from ebjdat.results.cells import Table
 from ebjdat.results.frame import Results
 from ebjdat.results.statistics import Difference, verdicts
 
-RIVALS = {"control": "its control", "base": "the plain variant", "pgd_at": "PGD-AT", "start": "its chains' start"}
+RIVALS = {
+    "control": "its control",
+    "base": "the plain variant",
+    "pgd_at": "PGD-AT",
+    "matched": "PGD-AT on its network",
+    "start": "its chains' start",
+}
 """What a model is compared with, and its name there; ``start`` is about samples of the same model."""
 
 
@@ -98,7 +104,7 @@ def table(results: Results) -> Table:
                 row = f"{quantity} ({about['unit']} ±{about['margin']:g}), minus {name}"
                 rows[row] = [str(one or "") for one in asked]
     questions = max((sum(one.model == model for one in found) for model in models), default=0)
-    extra = f"Verdict (Holm over {questions} questions a model), difference, 95 % interval, (seeds); ±: margin."
+    extra = f"Verdict (Holm: {questions} questions a model at most), difference, 95 % interval, (seeds); ±: margin."
     metrics = [about["metric"] for about in names.studies()["quantities"].values()]
     text = cells.caption(results, models, metrics, STANDARD, extra)
     heads = [names.display_name(results.params, model) for model in models] or ["none"]
