@@ -9,6 +9,7 @@ import importlib
 import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -305,12 +306,14 @@ def table() -> str:
         with tempfile.TemporaryDirectory() as folder:
             taken, said = at_the_door(name, Path(folder))
         said = re.sub(r"by [\d.e+-]+\d|[\d.]+(?= %)", lambda found: "by ..." if " " in found[0] else "...", said)
-        rows.append(f"| {about} | {'taken' if taken else 'refused'} | {said.replace('|', chr(92) + '|')} |")
+        fate = "taken, same flags" if name in SOUND else "taken" if taken else "refused"
+        rows.append(f"| {about} | {fate} | {said.replace('|', chr(92) + '|')} |")
     return "\n".join(rows)
 
 
 def main() -> None:
     """Fill the table of the page."""
+    warnings.simplefilter("ignore")  # PyTorch's, about TorchScript and int8
     before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
     files.write_text(PAGE, f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}")
 

@@ -23,8 +23,12 @@ _KINDS = {
 KINDS = (*_KINDS, "other")
 """Kinds of warnings of the official code; see :func:`kind_of`."""
 _BY_CROSS_ENTROPY = re.compile(r"\w+/(pgd-\d+(-last)?|apgd-ce(/.*)?|eot-pgd/.*)")
-_CASCADE = ("autoattack", "apgd-ce", "apgd-ce-t")
-"""Accuracies that the cascade gives."""
+_GIVES = {
+    "cascade": ("autoattack", "apgd-ce", "apgd-ce-t"),
+    "last": ("apgd-ce-t-last",),
+    "apgd-dlr": ("apgd-dlr", "union", "union-with-fab"),
+}
+"""Accuracies that a job's warnings are about; of another attack also the worst case."""
 
 
 def kind_of(warning: str) -> str:
@@ -50,7 +54,9 @@ def remarks(record: Mapping[str, Any], clean: Mapping[str, Any] | None) -> dict[
     warnings: dict[str, list[str]] = {}
     for place, texts in record["warnings"].items():
         protocol, _, attack = place.partition("/")
-        for name in {"cascade": _CASCADE, "last": ("apgd-ce-t-last",)}.get(attack, (attack, "union")):
+        for name in _GIVES.get(attack, (attack, "union", "union-with-fab", "worst-case")):
+            if (name, attack) == ("union", "fab-t") and f"{protocol}/union-with-fab" in record["rates"]:
+                continue  # the protocol's union leaves FAB out
             warnings.setdefault(f"{protocol}/{name}", []).extend(texts)
     for metric in warnings.keys() & record["rates"].keys():
         images = record["settings"].get(metric.partition("/")[0], {}).get("slice", record["n"])
