@@ -14,8 +14,6 @@ from ebjdat.training import parallel
 from ebjdat.training.state import State
 from ebjdat.training.supervisor import Supervisor
 
-GRID = 8
-
 
 def write_aftermath(folder: Path, state: State, supervisor: Supervisor, cause: str) -> None:
     """Write ``statistics.json`` and, with a replay buffer, ``samples.png`` into ``folder``.
@@ -26,8 +24,7 @@ def write_aftermath(folder: Path, state: State, supervisor: Supervisor, cause: s
     Raises:
         UserError: the folder cannot be written.
     """
-    images = None if state.buffer is None else state.buffer.images.detach().float().cpu()
-    if parallel.rank():  # it has given its share of the buffer; the first process writes
+    if parallel.rank():  # the first process writes
         return
     statistics = {
         "cause": cause,
@@ -37,7 +34,8 @@ def write_aftermath(folder: Path, state: State, supervisor: Supervisor, cause: s
         "history": state.history,
         "last iterations": list(supervisor.trace),
     }
-    if images is not None:
+    if state.buffer is not None:
+        images = state.buffer.images.float().cpu()
         statistics["buffer"] = _range(images)
         files.write_png(folder / "samples.png", _grid(images))
     files.write_json(folder / "statistics.json", _writable(statistics))
@@ -52,12 +50,11 @@ def _range(images: Tensor) -> dict[str, float]:
 
 
 def _grid(images: Tensor) -> Any:
-    """The first images (N,C,H,W), 8 a row, as uint8 (height, width[, 3]) with white lines between."""
-    shown = torch.nan_to_num(images[: GRID**2], 0.0, 0.0, 0.0).clamp(0, 1)
-    shown = torch.nn.functional.pad(shown, (0, 1, 0, 1, 0, 0, 0, -len(shown) % GRID), value=1.0)
-    rows = shown.unflatten(0, (-1, GRID)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
-    pixels = (255 * rows).round().to(torch.uint8)
-    return (pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).numpy()
+    """The first 64 images (N,C,H,W), 8 a row, as uint8 (height, width, 3) with white lines between."""
+    from torchvision.utils import make_grid
+
+    shown = torch.nan_to_num(images[:64], 0.0, 0.0, 0.0).clamp(0, 1)
+    return (255 * make_grid(shown, padding=1, pad_value=1.0)).round().byte().permute(1, 2, 0).numpy()
 
 
 def _writable(value: Any) -> Any:

@@ -35,14 +35,6 @@ def processes(setup: Setup) -> int:
     exist, kind = (torch.cuda.device_count(), "CUDA devices") if cuda else (processors(), "processors")
     if wanted > exist:
         raise UserError(f"devices: {wanted} were asked for, but this machine shows {exist} {kind}")
-    for name, size in _divided(setup).items():
-        if size % wanted:
-            raise UserError(f"devices: {wanted} do not divide {name} {size} into equal shares")
-    return wanted
-
-
-def _divided(setup: Setup) -> dict[str, int]:
-    """What must divide into equal shares, by name."""
     training = setup.training
     assert training is not None
     sizes = {"batch_size": training.batch_size}
@@ -50,7 +42,10 @@ def _divided(setup: Setup) -> dict[str, int]:
         sizes["px_batch_size"] = min(training.px_batch_size, training.buffer_size)
     if training.bn_parts > 1:
         sizes["bn_parts"] = training.bn_parts
-    return sizes
+    for name, size in sizes.items():
+        if size % wanted:
+            raise UserError(f"devices: {wanted} do not divide {name} {size} into equal shares")
+    return wanted
 
 
 def start(count: int, arguments: Sequence[str], module: str = "") -> None:

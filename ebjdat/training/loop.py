@@ -31,7 +31,7 @@ from ebjdat.training.augmentation import add_noise, augment
 from ebjdat.training.objective import Batch, Terms
 from ebjdat.training.optimisers import learning_rate, new_optimiser, sharpest_neighbour
 from ebjdat.training.recipes import objective_of, stream_of
-from ebjdat.training.replay_buffer import ReplayBuffer, ShardedBuffer
+from ebjdat.training.replay_buffer import ReplayBuffer
 from ebjdat.training.samplers import chain_start
 from ebjdat.training.selection import renew_statistics, validate
 from ebjdat.training.state import Checkpoints, State
@@ -204,7 +204,7 @@ class Trainer:
         values = {**terms, "gradient norm": norm}
         if chain is not None and self.state.buffer is not None:
             # A mean is finite where every value is.
-            values |= {"chain mean": chain.mean(), "buffer mean": self.state.buffer.mean()}
+            values |= {"chain mean": chain.mean(), "buffer mean": self.state.buffer.images.mean()}
             values["energy_gap_px"] = terms["energy_data"] - terms["energy_generated"]
         stacked = parallel.average(torch.stack([value.detach().float() for value in values.values()]))
         self.supervisor.check(self.state, dict(zip(values, stacked.tolist(), strict=True)))
@@ -242,8 +242,7 @@ class Trainer:
         if recipe is not None:
             mixture = data.mixture.to(self.device) if recipe.chain_start == "informative" else None
             start = chain_start(recipe, mixture, data.shape)
-            kind = ShardedBuffer if parallel.world() > 1 else ReplayBuffer
-            buffer = kind(training.buffer_size, start, recipe.reinit, streams.buffer)
+            buffer = ReplayBuffer(training.buffer_size, start, recipe.reinit, streams.buffer)
         return State(model, new_optimiser(training, model), buffer, streams)
 
     def _iterations(self) -> int:

@@ -40,27 +40,23 @@ def train(setup: Setup, report: Report = lambda row: None, note: Report = lambda
         DivergenceError: training diverged for good; the message names the folder with statistics and samples.
         Interrupted: SIGTERM or Ctrl-C, after a checkpoint.
     """
-    with parallel.joined(choose_device(setup.device)) as device:
+    assert setup.training is not None
+    with ExitStack() as stack:
+        device = stack.enter_context(parallel.joined(choose_device(setup.device)))
+        _set_threads(setup.training.threads)
+        run, data = setup.run, load_prepared(setup.run.data_dir)
+        key = key_of(setup, data.digest)
+        name = f"{run.seed}-{files.digest(key)}"
+        # In the main checkout, outside DVC's outputs: a queued run that was stopped goes on from another copy.
+        resume = files.scratch("resume", run.profile, run.model, name)
+        # Other devices round differently and draw other numbers.
+        checkpoints = Checkpoints(resume, key | {"device": device.type, "processes": parallel.world()})
         if parallel.rank():
             report = note = lambda row: None
-        return _train(setup, report, note, device)
-
-
-def _train(setup: Setup, report: Report, note: Report, device: torch.device) -> dict[str, Any]:
-    assert setup.training is not None
-    _set_threads(setup.training.threads)
-    run, data = setup.run, load_prepared(setup.run.data_dir)
-    key = key_of(setup, data.digest)
-    name = f"{run.seed}-{files.digest(key)}"
-    # In the main checkout, outside DVC's outputs: a queued run that was stopped goes on from another copy.
-    resume = files.scratch("resume", run.profile, run.model, name)
-    # Other devices round differently and draw other numbers.
-    checkpoints = Checkpoints(resume, key | {"device": device.type, "processes": parallel.world()})
-    with ExitStack() as locks:
-        if not parallel.rank():
-            locks.enter_context(files.hold(resume.with_suffix(".lock"), f"training of {run}"))
+        else:
+            stack.enter_context(files.hold(resume.with_suffix(".lock"), f"training of {run}"))
             folder = run.model_dir
-            locks.enter_context(files.hold(folder.with_name(f".{folder.name}.lock"), f"the model folder {folder}"))
+            stack.enter_context(files.hold(folder.with_name(f".{folder.name}.lock"), f"the model folder {folder}"))
         helper = _trained_helper(setup, data, device, checkpoints)
         trainer = Trainer(setup, data, device=device, checkpoints=checkpoints, report=report, note=note, helper=helper)
         try:

@@ -128,12 +128,10 @@ class Checkpoints:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.folder, self.key, self.minutes, self.share = folder, key, minutes, share
-        self.spent, self.saves = 0.0, 0
-        """Seconds that saving took, and how often it was done."""
         self._clock, self._done, self._cost = clock, clock(), 0.0
         self._hashes: dict[str, str] = {}  # of checkpoints that this process wrote or verified
         self._best: tuple[Any, str] = (None, "")
-        self._damaged: list[Path] = []
+        self._damaged: list[Path] = []  # removed at the next save: another process may still look at them
 
     def due(self, *, epoch_ends: bool) -> bool:
         """Whether it is time for a checkpoint."""
@@ -154,6 +152,8 @@ class Checkpoints:
         if parallel.rank():  # it has given its part of the snapshot; the first process writes
             return
         started = self._clock()
+        self._remove(*self._damaged)
+        self._damaged = []
         try:
             hashes = self._save_best(best)
             name = _name(good)
@@ -167,7 +167,6 @@ class Checkpoints:
         self._drop_old()
         self._done = self._clock()
         self._cost = self._done - started
-        self.spent, self.saves = self.spent + self._cost, self.saves + 1
 
     def load(self, state: State) -> dict[str, Any] | None:
         """Put ``state`` where the newest whole checkpoint stands; None where there is none yet.
@@ -178,27 +177,28 @@ class Checkpoints:
         Raises:
             UserError: checkpoints are there but none is whole, or they are of another run.
         """
-        leftovers = [] if parallel.rank() else [*self.folder.glob(".step-*"), *self.folder.glob(".best*")]
-        for leftover in leftovers:
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        names = self._names()
-        for path in reversed(names):
+        self._remove(*self.folder.glob(".step-*"), *self.folder.glob(".best*"))
+        for path in reversed(self._names()):
             try:
-                saved, good, best = self._read(path)
+                saved, good, state.best = self._read(path)
             except _Damaged as reason:
                 print(f"warning: {path} is not used: {reason}; trying the one before", file=sys.stderr)
                 self._damaged.append(path)
                 continue
             state.restore(saved)
-            state.best = best
             return good
-        if names:
+        if self._damaged:
             raise UserError(f"{self.folder}: no whole checkpoint is left; delete the folder to start this run afresh")
         return None
 
     def clear(self) -> None:
         """Remove everything: the run is complete and its outputs are written."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._remove(self.folder)
+
+    def _remove(self, *paths: Path) -> None:
+        """Files and folders; the first process's work."""
+        for path in paths if not parallel.rank() else ():
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _write(self, saved: dict[str, Any], best: dict[str, str], more: dict[str, str]) -> None:
         final = self.folder / _name(saved)
@@ -231,20 +231,14 @@ class Checkpoints:
         return sorted(path for path in self.folder.glob("step-*") if re.fullmatch(r"step-[\d-]+", path.name))
 
     def _drop_old(self) -> None:
-        names = [path for path in self._names() if path not in self._damaged or path.name in self._hashes]
-        starts = [path for path in names if path.name.endswith(_AT_START)]
-        kept = {*names[-1:], *starts[-KEPT:]}
+        names = self._names()
+        kept = {*names[-1:], *[path for path in names if path.name.endswith(_AT_START)][-KEPT:]}
         needed: set[str] = set()
         for path in kept:
             with contextlib.suppress(UserError):  # damaged; load() tells about it when it comes to that
                 needed |= set(files.read_json(path / "manifest.json")["files"])
-        for path in self._names():
-            if path not in kept:
-                shutil.rmtree(path, ignore_errors=True)
-        for path in self.folder.glob("best-*.pt"):
-            if path.name not in needed:
-                path.unlink(missing_ok=True)
-        self._damaged = []
+        self._remove(*(path for path in names if path not in kept))
+        self._remove(*(path for path in self.folder.glob("best-*.pt") if path.name not in needed))
 
     def _read(self, path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]:
         """State, snapshot at the epoch's start, and best model."""

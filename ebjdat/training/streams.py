@@ -10,7 +10,7 @@ from torch import Tensor
 from ebjdat.seeds import derive
 from ebjdat.training import parallel
 
-PURPOSES = ("order", "augment", "noise", "chains", "buffer", "attack")
+PURPOSES = ("augment", "noise", "chains", "buffer", "attack")
 
 
 class Stream(torch.Generator):
@@ -38,17 +38,12 @@ def _drawn(kind: Callable[..., Tensor], like: Tensor, generator: torch.Generator
 
 
 class Streams:
-    """The generators of one training run, addressed by purpose: ``streams.order`` and so on."""
+    """The generators of one training run, an attribute per purpose: ``streams.chains`` and so on."""
 
     def __init__(self, seed: int, name: str, device: torch.device) -> None:
         self.seed, self.name = seed, name
         self.generators = {purpose: Stream(device).manual_seed(derive(seed, name, purpose)) for purpose in PURPOSES}
-
-    def __getattr__(self, purpose: str) -> torch.Generator:
-        try:
-            return self.__dict__["generators"][purpose]
-        except KeyError:
-            raise AttributeError(purpose) from None
+        self.augment, self.noise, self.chains, self.buffer, self.attack = self.generators.values()
 
     def restart(self, retry: int) -> None:
         """New, deterministic streams after a rollback, so that the same chain is not walked twice."""

