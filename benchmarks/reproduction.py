@@ -81,14 +81,15 @@ def _read(name: str) -> dict[str, Any] | None:
 def places(root: Path = Path()) -> dict[str, str]:
     """Markdown by the label of its place."""
     digits = frame.load(load_params(root, "digits"), root, store=False)
+    study = frame.load(load_params(root, "digits-study"), root, store=False)
     small = frame.load(load_params(root, "cifar10-cpu"), root, store=False)
     return {
         "readme": f"{summary.wrapped(_machine(_read('repro-digits.json')))}\n",
-        "claims": _table(("claim", "command", "expected", "time", "memory", "disk"), _claims(digits, small)),
+        "claims": _table(("claim", "command", "expected", "time", "memory", "disk"), _claims(digits, study, small)),
         "networks": _table(
             ("profile", "network", "parameters", "training images", "epochs", "train radius"), _networks(root)
         ),
-        "compute": f"{summary.wrapped(_compute(digits, small))}\n",
+        "compute": f"{summary.wrapped(_compute(digits, study, small))}\n",
     }
 
 
@@ -110,28 +111,29 @@ def size(n: int) -> str:
 Row = tuple[str, ...]
 
 
-def _claims(digits: frame.Results, small: frame.Results) -> Iterable[Row]:
+def _claims(digits: frame.Results, study: frame.Results, small: frame.Results) -> Iterable[Row]:
     """One row per claim: what to run, what to expect, and what it costs."""
     model = f"ebjdat-{digits.params.variant}"
     ours, measured = display_name(digits.params, model), _read("repro-digits.json")
     memory = "not measured" if measured is None else f"{measured['peak_memory'] / GIB:.1f} GiB"
     minutes = "not measured" if measured is None else f"{measured['wall_seconds'] / 60:.0f} min"
     disk = "not measured" if measured is None else size(measured["disk"])
-    studied = _hours(_estimate(digits, measured))
+    studied = f"{_hours(_estimate(study, measured))} (estimate)"
     yield f"digits, one seed: {ours} is robust", "`make repro`", _range(digits), minutes, memory, disk
-    study = "`python -m stages.study studies/digits.yaml`"
+    line = "`python -m stages.study studies/digits-headline.yaml`"
     asked = {
         "base": "more robust than the plain variant",
         "control": "the energy term adds robustness",
         "pgd_at": "as robust as PGD-AT",
     }
-    for rival, claim in asked.items():
-        expected = _found(digits, model, "AutoAttack", rival)
-        yield f"digits, all seeds: {claim}", study, expected, studied, memory, disk
-    readings = "`python -m stages.study studies/readings.yaml`"
-    for name in (model, f"{model}_energy"):
-        claim = f"digits: {display_name(digits.params, name)} narrows the energy gap of its control"
-        yield claim, readings, _found(digits, name, "E(x_adv) - E(x)", "control"), "as above", memory, disk
+    for form in (model, f"{model}_energy"):
+        name = display_name(study.params, form)
+        for rival, claim in asked.items():
+            expected = _found(study, form, "AutoAttack", rival)
+            expected = expected if expected != "not run" else _found(study, form, "PGD-20", rival)
+            yield f"digits-study, {name}: {claim}", line, expected, studied, memory, disk
+        expected = _found(study, form, "E(x_adv) - E(x)", "control")
+        yield f"digits-study, {name}: narrows the energy gap of the control", line, expected, studied, memory, disk
     hours = _hours(sum(row["seconds"] for row in (_read("repro-cifar10-cpu.json") or {"stages": []})["stages"]))
     command_line = "`python -m stages.study studies/cifar10-cpu.yaml`"
     yield (
@@ -211,17 +213,17 @@ def _networks(root: Path) -> Iterable[Row]:
         )
 
 
-def _compute(digits: frame.Results, small: frame.Results) -> str:
+def _compute(digits: frame.Results, study: frame.Results, small: frame.Results) -> str:
     """Total compute behind the records in git."""
-    runs = {"digits": digits, "cifar10-cpu": small}
-    counts = " and ".join(
+    runs = {"digits": digits, "digits-study": study, "cifar10-cpu": small}
+    counts = ", ".join(
         f"{len({key[:2] for key in found.records})} trainings with {len(found.records)} records of {name}"
         for name, found in runs.items()
     )
-    spent = _estimate(digits, _read("repro-digits.json"))
+    spent = [_estimate(found, _read("repro-digits.json")) for found in (digits, study)]
     rows = (_read("repro-cifar10-cpu.json") or {"stages": []})["stages"]
     measured = _hours(sum(row["seconds"] for row in rows))
-    digits_text = f"Digits: {_hours(spent)}, from the measured seconds of each stage"
+    digits_text = f"Digits: {_hours(spent[0])}, the study: {_hours(spent[1])}, estimated from measured stages"
     return f"In git: {counts}. {digits_text}; cifar10-cpu: {measured}, measured."
 
 

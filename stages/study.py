@@ -64,7 +64,7 @@ def is_done(stages: list[str]) -> bool:
 def main() -> None:
     """Run the rows one after the other; a row that fails is told, and the next one goes on."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, help="for example studies/digits.yaml")
+    parser.add_argument("file", type=Path, help="for example studies/digits-headline.yaml")
     parser.add_argument("--profile", help="run every row with this profile")
     parser.add_argument("--jobs", type=int, help="stages at once; see stages.repro")
     parser.add_argument("--dry-run", action="store_true", help="print what would run")

@@ -15,29 +15,30 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def digits() -> Results:
-    return frame.load(load_params(ROOT, "digits"), ROOT, store=False)
+def study() -> Results:
+    return frame.load(load_params(ROOT, "digits-study"), ROOT, store=False)
 
 
-def test_a_sentence_gives_verdict_difference_interval_images_and_seeds(digits: Results) -> None:
-    said = summary.texts(digits)["answers"].replace("\n  ", " ")
-    found = findings(digits)[Question("ebjdat-jempp", "AutoAttack", "base")]
-    numbers = f"AutoAttack higher, {found.numbers} points (64 images, 6 seeds)"
+def test_a_sentence_gives_verdict_difference_interval_images_and_seeds(study: Results) -> None:
+    said = summary.texts(study)["answers"].replace("\n  ", " ")
+    found = findings(study)[Question("ebjdat-jempp", "AutoAttack", "base")]
+    numbers = f"AutoAttack higher, {found.numbers} points (397 images, 3 seeds)"
     assert (
         found.verdict == "higher" and f"- EB-JDAT-JEM++ (code form) minus the plain variant: {numbers}; PGD-20" in said
     )
 
 
-def test_both_forms_meet_the_control_and_the_start_of_their_chains(digits: Results) -> None:
-    texts = summary.texts(digits)
+def test_both_forms_meet_the_control_and_the_start_of_their_chains(study: Results) -> None:
+    texts = summary.texts(study)
     starts = [line.partition(":")[0] for line in texts["short"].splitlines() if line.startswith("- ")]
     forms = [f"- EB-JDAT-JEM++ ({form})" for form in ("code form", "equations")]
-    assert starts == [f"{form} minus {rival}" for rival in ("its control", "its chains' start") for form in forms]
+    rivals = ("its control", "PGD-AT", "its chains' start")
+    assert starts == [f"{form} minus {rival}" for rival in rivals for form in forms]
     assert max(len(line) for text in texts.values() for line in text.splitlines()) <= 120
 
 
-def test_the_range_to_check_against_holds_the_seeds_that_it_is_made_of(digits: Results) -> None:
-    values = list(100 * digits.values("ebjdat-jempp", summary.AUTOATTACK))
+def test_the_range_to_check_against_holds_the_seeds_that_it_is_made_of(study: Results) -> None:
+    values = list(100 * study.values("ebjdat-jempp", summary.AUTOATTACK))
     low, high = summary._next(values, 64)
     assert low < min(values) and max(values) < high
     assert summary._next([90.0], 64) == pytest.approx((80.2, 95.2), abs=0.5)

@@ -291,8 +291,17 @@ def readme(results: Results) -> Table:
     variant, distance = results.params.variant, distances(results)[0]
     named = "FID" if distance == "fid" else "Fréchet distance"
     columns = names.COMPARED | {named: f"generate/generation/{distance}"}
-    equations = {f"ebjdat-{variant}_energy"} & names.with_records(results)
-    models = [f"ebjdat-{variant}", *equations, f"base-{variant}", f"control-{variant}", *names.baselines(results)]
+    ours = [
+        f"{method}-{variant}"
+        for method, variant in (
+            ("ebjdat", variant),
+            ("ebjdat", f"{variant}_energy"),
+            ("base", variant),
+            ("control", variant),
+        )
+    ]
+    known = names.with_records(results)
+    models = [model for model in [*ours, *names.baselines(results)] if model in known] or ours[:1]
     extra = "± over seeds; accuracies in %; distance: lower is better."
     title = "In four numbers"
     return cells.pivot(results, "readme", title, models, columns, protocol=STANDARD, extra=extra, show=cells.short)

@@ -18,18 +18,21 @@ from ebjdat.results.statistics import count_seeds
 from ebjdat.statistics import spread, wilson
 
 AUTOATTACK = COMPARED["AutoAttack"]
-ACCURACIES = ("AutoAttack", "PGD-20", "clean accuracy")
+ROBUST = ("AutoAttack", "PGD-20")
+ACCURACIES = (*ROBUST, "clean accuracy")
 ENERGIES = ("E(x_adv) - E(x)", "d'")
 DISTANCES = ("Fréchet distance", "FID")
 
 
 def texts(results: Results) -> dict[str, str]:
-    """Markdown by the label that pages use: all sentences, those about the energy term, and the line to check."""
-    of_the_term = [*_sentences(results, "control", (*ACCURACIES, *ENERGIES)), *_sentences(results, "start", DISTANCES)]
-    others = [one for rival in ("base", "pgd_at") for one in _sentences(results, rival, ACCURACIES)]
+    """Markdown by the label that pages use: all sentences, the most important ones, and the line to check."""
+    start = list(_sentences(results, "start", DISTANCES))
+    every = [one for rival in ("base", "pgd_at") for one in _sentences(results, rival, ACCURACIES)]
+    every += _sentences(results, "control", (*ACCURACIES, *ENERGIES))
+    short = [*_sentences(results, "control", (*ROBUST, *ENERGIES)), *_sentences(results, "pgd_at", ROBUST)]
     return {
-        "answers": _listed([*others, *of_the_term]),
-        "short": _listed(of_the_term),
+        "answers": _listed([*every, *start]),
+        "short": _listed([*short, *start]),
         "check": f"{wrapped(check(results))}\n",
     }
 
