@@ -168,7 +168,7 @@ def caption(
         parts.append(f"n = {_counts({stage: found for stage, found in counts.items() if found})}")
     parts.append(seeds_text(seeds))
     if AUTOATTACK in metrics and not results.params.current.evaluation.autoattack.cascade:
-        extra = f"AutoAttack: worst case of its attacks, each run alone. {extra}"
+        extra = f"AutoAttack: worst case of its attacks alone. {extra}"
     return f"{'; '.join(parts)}. {extra}".strip()
 
 
