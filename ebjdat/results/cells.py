@@ -167,9 +167,10 @@ def caption(
     if any(counts.values()):
         parts.append(f"n = {_counts({stage: found for stage, found in counts.items() if found})}")
     parts.append(seeds_text(seeds))
+    text = f"{'; '.join(parts)}. {extra}".strip()
     if AUTOATTACK in metrics and not results.params.current.evaluation.autoattack.cascade:
-        extra = f"AutoAttack: worst case of its attacks alone. {extra}"
-    return f"{'; '.join(parts)}. {extra}".strip()
+        return text.replace(_STAGES["autoattack"], "AutoAttack: worst case of its attacks")
+    return text
 
 
 def about(results: Results, protocol: Protocol | None = None) -> str:

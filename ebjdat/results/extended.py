@@ -346,9 +346,7 @@ def _cells(results: Results, protocol: Protocol) -> dict[str, str]:
         "input noise": "; ".join([*noise, "else none"]) if noise else "none",
         "PGD-20": f"{pgd.steps} steps of {pgd.step:g} r, one random start",
         "Table 1, each attack alone": "; ".join(alone),
-        "Table 1, cascade": "AutoAttack, version standard"
-        if protocol.table1.cascade
-        else "none, but the union without FAB, and with it",
+        "Table 1, all attacks": _joined(results, protocol),
         "Table 2": f"{_list(map(str.upper, transfer.attacks))}: {transfer.steps} steps of {transfer.step:g} r; decay "
         f"{transfer.decay:g}; VMI and VNI: {' or '.join(map(str, transfer.neighbours))} neighbours within "
         f"{transfer.beta:g} r",
@@ -357,6 +355,13 @@ def _cells(results: Results, protocol: Protocol) -> dict[str, str]:
         "Table 3, EOT-PGD": f"{_list(eot.radii)} r; {eot.steps} steps of {eot.step:g} r at every radius; "
         f"{_list(samples)}",
     }
+
+
+def _joined(results: Results, protocol: Protocol) -> str:
+    if not protocol.table1.cascade:
+        return "their union without FAB, and with it"
+    cascade = results.params.current.evaluation.autoattack.cascade
+    return "AutoAttack, version standard: " + ("the cascade" if cascade else "worst case of its four attacks")
 
 
 def _list(items: Iterable[object]) -> str:
