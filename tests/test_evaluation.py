@@ -24,7 +24,7 @@ from ebjdat.attacks.apgd import APGD
 from ebjdat.attacks.audit import Audit
 from ebjdat.attacks.autoattack import CASCADE, Outcome
 from ebjdat.attacks.batches import Batches, correct
-from ebjdat.attacks.linf import PGD
+from ebjdat.attacks.linf import PGD, cross_entropy, input_gradient, zero_share
 from ebjdat.attacks.outcomes import NOTHING, Outcomes
 from ebjdat.data.prepared import load_prepared
 from ebjdat.errors import AuditError, UserError
@@ -63,7 +63,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             name,
             replace(
                 protocol,
-                table1=Table1(alone=alone, cascade=False),
+                table1=replace(protocol.table1, alone=alone, cascade=False),
                 transfer=replace(protocol.transfer, neighbours=tuple(n // 2 for n in protocol.transfer.neighbours)),
                 eot=replace(protocol.eot, cells=cells),
             ),
@@ -220,7 +220,7 @@ def test_gradients_that_a_large_scale_of_the_logits_rounds_to_zero_are_counted(i
             return 1e4 * trained()(x)
 
     assert evaluate_clean(images).values["gradient/zero-share"] == 0.0
-    assert clean._zero_gradients(Scaled(), *images, Batches()) > 0.5
+    assert zero_share(input_gradient(Scaled(), *images, cross_entropy, Batches())) > 0.5
 
 
 def test_outliers_are_images_of_the_same_shape_and_not_the_data(images: tuple[Tensor, Tensor]) -> None:

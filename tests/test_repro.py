@@ -12,6 +12,7 @@ import pytest
 
 from ebjdat import files
 from ebjdat.config import read_yaml
+from stages import study
 from stages.repro import Times, paths
 from tests import stub_pipeline
 from tests.stage_deps import ROOT
@@ -126,6 +127,6 @@ def test_every_row_of_a_study_is_a_valid_choice_of_parameters(path: Path) -> Non
     from ebjdat.config import parse_params, read_profile
 
     raw = read_yaml(ROOT / "params.yaml")
-    for row in read_yaml(path)["rows"]:
-        assert set(row) <= set(raw)
+    for stages, row in study.read_study(path):
+        assert set(row) <= set(raw) and stages
         assert parse_params(raw | row, lambda name: read_profile(ROOT, name)).runs()

@@ -21,11 +21,9 @@ def study() -> Results:
 
 def test_a_sentence_gives_verdict_difference_interval_images_and_seeds(study: Results) -> None:
     said = summary.texts(study)["answers"].replace("\n  ", " ")
-    found = findings(study)[Question("ebjdat-jempp", "AutoAttack", "base")]
-    numbers = f"AutoAttack higher, {found.numbers} points (397 images, 3 seeds)"
-    assert (
-        found.verdict == "higher" and f"- EB-JDAT-JEM++ (code form) minus the plain variant: {numbers}; PGD-20" in said
-    )
+    found = findings(study)[Question("ebjdat-jempp", "AutoAttack", "pgd_at")]
+    numbers = f"AutoAttack {found.verdict}, {found.numbers} points (397 images, 3 seeds)"
+    assert f"- EB-JDAT-JEM++ (code form) minus PGD-AT: {numbers}; PGD-20" in said
 
 
 def test_both_forms_meet_the_control_and_the_start_of_their_chains(study: Results) -> None:

@@ -312,7 +312,7 @@ def test_further_attacks_stand_to_the_right_of_the_papers() -> None:
     results = of()
     first = [head for _, head in extended.table1(results, STANDARD).body.columns]
     assert first[:4] == ["APGD-CE", "APGD-DLR", "FAB", "SQUARE"]
-    assert first[4:] == ["APGD-T", "union", "AutoAttack cascade", "clean"]
+    assert first[4:] == ["APGD-T", "union", "AutoAttack", "clean"]
     assert [head for _, head in extended.table1(results, RELEASED).body.columns][4:] == [
         "union without FAB",
         "union with FAB",

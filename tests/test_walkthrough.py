@@ -50,7 +50,7 @@ def apply(folder: Path, path: str, diff: str) -> None:
 def test_the_variant_of_the_page_is_added_trained_and_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
-    for folder in ("ebjdat", "stages", "tests", "params"):
+    for folder in ("ebjdat", "stages", "tests", "params", "benchmarks"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "params.yaml", tmp_path)
     (tmp_path / ".dvc").mkdir()

@@ -262,6 +262,7 @@ class Trainer:
         if self.checkpoints is not None:
             saved = self.state.snapshot() if self.state.step else self.good
             self.checkpoints.save(saved, self.good, self.state.best)
+            parallel.agreed(None)  # the others wait: who goes on from here must find what the first one writes
 
     def _save_if_due(self, *, epoch_ends: bool) -> None:
         due = self.checkpoints is not None and self.checkpoints.due(epoch_ends=epoch_ends)

@@ -58,9 +58,9 @@ def test_a_model_is_trained_again_where_its_whole_recipe_changes_and_not_where_a
     text = before.replace("\nvariant: jempp ", "\nvariant: jempp_energy ")
     for old, new, expected in (
         ("", "", ["train@ebjdat-jempp_energy-0"]),
-        ("label: 'JEM++ (energy, w2 = 1)'", "label: energy", []),
+        ("label: 'JEM++ (equations)'", "label: energy", []),
         ("    base_steps: 20 ", "    base_steps: 21 ", []),  # another variant's recipe
-        ("    inner_steps: 5\n", "    inner_steps: 4\n", ["train@ebjdat-jempp_energy-0"]),  # of jempp, by `like`
+        ("inner_steps: 5,", "inner_steps: 4,", ["train@ebjdat-jempp_energy-0"]),  # of jempp, by `like`
     ):
         assert old in text
         text = text.replace(old, new, 1)
