@@ -102,7 +102,7 @@ def test_stages_are_thin_and_the_library_parses_no_arguments() -> None:
     assert [p for p in LIBRARY if "ArgumentParser(" in p.read_text(encoding="utf-8")] == [ROOT / "ebjdat/command.py"]
 
 
-HEAVY = ("torch", "mlflow", "pandas", "matplotlib", "scipy", "sklearn", "dvc", "torch_fidelity")
+HEAVY = ("torch", "mlflow", "pandas", "matplotlib", "scipy", "sklearn", "dvc", "torch_fidelity", "torchvision", "PIL")
 HELP = """
 import runpy, sys
 sys.argv = ["stage", sys.argv[3]]
