@@ -119,7 +119,9 @@ def _claims(digits: frame.Results, study: frame.Results, small: frame.Results) -
     memory = "not measured" if measured is None else f"{measured['peak_memory'] / GIB:.1f} GiB"
     minutes = "not measured" if measured is None else f"{measured['wall_seconds'] / 60:.0f} min"
     disk = "not measured" if measured is None else size(measured["disk"])
-    studied = _hours(_spent("repro-digits-study.json"))
+    studied = _read("repro-digits-study.json")
+    study_memory = "not measured" if studied is None else f"{studied['peak_memory'] / GIB:.1f} GiB"
+    cost = _hours(_spent("repro-digits-study.json")), study_memory, "not measured"
     yield f"digits, one seed: {ours} is robust", "`make repro`", _range(digits), minutes, memory, disk
     line = "`python -m stages.study studies/digits-headline.yaml`"
     asked = {
@@ -132,9 +134,9 @@ def _claims(digits: frame.Results, study: frame.Results, small: frame.Results) -
         for rival, claim in asked.items():
             expected = _found(study, form, "AutoAttack", rival)
             expected = expected if expected != "not run" else _found(study, form, "PGD-20", rival)
-            yield f"digits-study, {name}: {claim}", line, expected, studied, memory, disk
+            yield f"digits-study, {name}: {claim}", line, expected, *cost
         expected = _found(study, form, "E(x_adv) - E(x)", "control")
-        yield f"digits-study, {name}: narrows the energy gap of the control", line, expected, studied, memory, disk
+        yield f"digits-study, {name}: narrows the energy gap of the control", line, expected, *cost
     hours = _hours(_spent("repro-cifar10-cpu.json"))
     command_line = "`python -m stages.study studies/cifar10-cpu.yaml`"
     yield (

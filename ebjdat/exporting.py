@@ -24,7 +24,7 @@ GAUSSIANS = "gaussians.npz"
 _PAPER = "https://arxiv.org/abs/2505.19459"
 _MEASURES = {
     "clean": {"clean": "clean accuracy", "pgd-20": "PGD-20"},
-    "autoattack": {"union": "union of AutoAttack's attacks", "autoattack": "AutoAttack cascade"},
+    "autoattack": {"union": "union of AutoAttack's attacks", "autoattack": "AutoAttack"},
     "transfer": {"transfer/worst": "transfer, worst case"},
 }
 """Accuracies of the card, by stage and by metric without the protocol's name."""

@@ -19,7 +19,7 @@ from typing import Any
 from ebjdat import command, files
 from ebjdat.config import PARAMS, load_params, read_yaml, resolve
 from ebjdat.errors import UserError
-from ebjdat.record import STAGES, outdated, read_record
+from ebjdat.record import STAGES, older_protocols, outdated, read_record
 from stages.repro import repro
 
 
@@ -55,8 +55,10 @@ def is_done(stages: list[str]) -> bool:
     for run in params.runs():
         setup = resolve(params, run)
         for stage in (stage for stage in stages if stage != "generate" or setup.recipe is not None):
-            path = run.record(stage)
-            if stage not in STAGES or not path.is_file() or outdated(read_record(path), setup):
+            if stage not in STAGES or not run.record(stage).is_file():
+                return False
+            record = read_record(run.record(stage))
+            if outdated(record, setup) or older_protocols(record):
                 return False
     return True
 

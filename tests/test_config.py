@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ebjdat import files
-from ebjdat.config import Params, check_model, parse_params, read_yaml, resolve
+from ebjdat.config import Params, check_model, load_params, parse_params, read_yaml, resolve
 from ebjdat.errors import UserError
 from ebjdat.protocols import REVISIONS
 from ebjdat.record import STAGES
@@ -104,6 +104,13 @@ def test_a_variant_like_another_takes_over_its_recipe_and_how_it_trains() -> Non
     assert params.training("ebjdat-jempp_energy").epochs == 3 != params.training("ebjdat-sadajem").epochs
     own = params_with("digits", "training.jempp_energy.lr", 0.25)
     assert own.training("ebjdat-jempp_energy").lr == 0.25 != own.training("ebjdat-jempp").lr
+
+
+def test_the_study_on_digits_trains_as_digits_do() -> None:
+    digits, study = (load_params(ROOT, profile) for profile in ("digits", "digits-study"))
+    assert (study.current.data, study.current.network) == (digits.current.data, digits.current.network)
+    for model in ("ebjdat-jempp", "ebjdat-jem", "pgd_at", "trades", "dhat"):
+        assert study.training(model) == digits.training(model)
 
 
 @pytest.mark.parametrize(

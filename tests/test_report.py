@@ -15,7 +15,6 @@ import pytest
 
 from ebjdat import files
 from ebjdat.errors import UserError
-from ebjdat.record import times_path
 from ebjdat.results import figures, findings, frame, page, plots, tables
 from ebjdat.results.frame import Results
 from ebjdat.run import Run
@@ -71,7 +70,6 @@ def write_files(run: Run) -> None:
         files.write_png(run.arrays("generate") / f"{name}.png", images[0, 0])
     rows = [{"epoch": n, "val_clean": 0.9, "loss": 1 / n} | dict.fromkeys(plots.ENERGIES, -n) for n in (1, 2)]
     files.write_text(run.model_dir / "history.jsonl", "".join(f"{files.canonical(row).decode()}\n" for row in rows))
-    files.write_json(times_path(run, "train"), {"seconds": 90.0, "device": "cpu"})
 
 
 @pytest.fixture(scope="module")

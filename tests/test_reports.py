@@ -15,7 +15,7 @@ import torch
 
 import ebjdat
 from ebjdat import files
-from ebjdat.config import load_params, parse_params, read_profile, read_yaml, resolve
+from ebjdat.config import Setup, load_params, parse_params, read_profile, read_yaml, resolve
 from ebjdat.data.gaussians import fit_mixture, save_mixture
 from ebjdat.data.prepared import load_prepared
 from ebjdat.errors import UserError
@@ -45,15 +45,20 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return clean_environment(monkeypatch, tmp_path)
 
 
+def external_setup(workspace: Path, model: str) -> Setup:
+    """A model from elsewhere under the tiny profile, whose data is prepared."""
+    params = tiny.write_params(workspace)
+    tiny.prepare(params)
+    return resolve(params, Run("digits", model, 0))
+
+
 # 1. Numbers that only look robust
 
 
 def test_logits_times_1000_are_told_at_the_door_and_beside_every_number_of_an_attack_by_their_gradient(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    params = tiny.write_params(workspace)
-    tiny.prepare(params)
-    setup = resolve(params, Run("digits", "external-scaled", 0))
+    setup = external_setup(workspace, "external-scaled")
     evaluate_model.take_in(setup, zoo.spec("times_1000"), transfer=False)
     assert re.search(r"warning: the cross-entropy of \d+ % of 100 test images has no gradient", capsys.readouterr().err)
     task = evaluating.begin("clean", setup)
@@ -62,7 +67,7 @@ def test_logits_times_1000_are_told_at_the_door_and_beside_every_number_of_an_at
         r"standard/pgd-20: .*, (no robustness figure: zero gradient on \d+ % of images)\n", capsys.readouterr().out
     )
     assert remark
-    results = frame.load(params, store=False)
+    results = frame.load(load_params(workspace), store=False)
     for show in (either, short):
         assert show(results, "external-scaled", "clean/standard/pgd-20").endswith(f", {remark[1]}")
         assert not re.search("[a-z]", show(results, "external-scaled", "clean/standard/clean"))
@@ -117,10 +122,29 @@ def test_a_number_with_a_serious_warning_is_marked_in_tables_on_the_page_and_rep
 
 
 def test_a_share_of_zero_gradients_of_other_weights_says_nothing() -> None:
-    record = {"rates": {"standard/pgd-20": {}}, "values": {}, "warnings": {}, "weights": "a", "n": 10, "settings": {}}
+    record = {
+        "rates": {"standard/pgd-20": {}},
+        "values": {},
+        "warnings": {},
+        "weights": "a",
+        "n": 10,
+        "settings": {},
+        "audits": {},
+    }
     other = {"values": {"gradient/zero-share": 0.5}, "weights": "b"}
     assert remarks(record, other) == remarks(record, None) == {}
     assert remarks(record, other | {"weights": "a"}).keys() == {"standard/pgd-20"}
+
+
+def test_a_warning_of_square_stands_beside_autoattack_unless_that_is_the_cascades() -> None:
+    rates = dict.fromkeys(("standard/square", "standard/union", "standard/autoattack", "standard/apgd-ce"))
+    warned = {"standard/square": ["Square Attack has decreased the robust accuracy (1 times)"]}
+    record = {"rates": rates, "values": {}, "warnings": warned, "weights": "a", "n": 10, "settings": {}, "audits": {}}
+    said = remarks(record, None)
+    assert said.keys() == {"standard/square", "standard/union", "standard/autoattack"}
+    assert set(said.values()) == {"no robustness figure: square stronger 1"}
+    cascade = record | {"audits": {"standard/cascade": {}}}
+    assert remarks(cascade, None).keys() == {"standard/square", "standard/union"}
 
 
 # 2. Odd classifiers: tests/test_external.py, with the zoo
@@ -129,9 +153,7 @@ def test_a_share_of_zero_gradients_of_other_weights_says_nothing() -> None:
 def test_a_model_whose_normalisation_stayed_in_the_data_loader_shows_its_accuracy_before_hours_pass(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    params = tiny.write_params(workspace)
-    tiny.prepare(params)
-    setup = resolve(params, Run("digits", "external-cnn", 0))
+    setup = external_setup(workspace, "external-cnn")
     shares = []
     for name in ("normalised", "normalised_outside"):
         evaluate_model.take_in(setup, zoo.spec(name), transfer=False)

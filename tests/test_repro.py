@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from ebjdat import files
-from ebjdat.config import read_yaml
+from ebjdat.config import read_yaml, resolve
 from stages import study
 from stages.repro import Times, paths
-from tests import stub_pipeline
+from tests import stub_pipeline, tiny
 from tests.stage_deps import ROOT
 from tests.stub_pipeline import events, python, ran, stale
+from tests.synthetic import clean_environment, write_records
 
 KEPT = ("prepare", "train-baseline", "clean-baseline")
 TRAIN = [f"train-baseline@{name}-0" for name in ("pgd_at", "trades", "undefended")]
@@ -120,6 +121,26 @@ def test_a_study_runs_its_rows_and_leaves_params_yaml_as_it_was(checkout: Path) 
     files.write_json(checkout / "study.yaml", {"stages": ["train"], "rows": rows[:2]})
     again = python(checkout, "stages.study", "study.yaml")
     assert again.returncode == 0 and again.stdout.count("nothing is stale") == 2 and ran(checkout) == []
+
+
+def test_a_study_leaves_out_a_row_whose_records_are_here_and_of_today(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = tiny.write_params(tmp_path, baselines=[], sources=[])
+    clean_environment(monkeypatch, tmp_path)
+    setup = resolve(params, params.runs()[0])
+    path = setup.run.record("clean")
+    assert not study.is_done(["clean"])
+    write_records(setup, 0.5, ["clean"])
+    assert study.is_done(["clean"]) and not study.is_done(["clean", "generate"]) and not study.is_done(["train"])
+    written = files.read_json(path)
+    for changed in (
+        {"revisions": written["revisions"] | {"clean": 0}},
+        {"revisions": written["revisions"] | {"released": 0}},
+        {"params": written["params"] | {"network": {"depth": 16, "width": 1}}},
+    ):
+        files.write_json(path, written | changed)
+        assert not study.is_done(["clean"])
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.stem)

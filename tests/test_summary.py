@@ -22,7 +22,8 @@ def study() -> Results:
 def test_a_sentence_gives_verdict_difference_interval_images_and_seeds(study: Results) -> None:
     said = summary.texts(study)["answers"].replace("\n  ", " ")
     found = findings(study)[Question("ebjdat-jempp", "AutoAttack", "pgd_at")]
-    numbers = f"AutoAttack {found.verdict}, {found.numbers} points (397 images, 3 seeds)"
+    images, seeds = found.difference.images, found.difference.seeds
+    numbers = f"AutoAttack {found.verdict}, {found.numbers} points ({images} images, {seeds} seeds)"
     assert f"- EB-JDAT-JEM++ (code form) minus PGD-AT: {numbers}; PGD-20" in said
 
 

@@ -28,7 +28,7 @@ _GIVES = {
     "last": ("apgd-ce-t-last",),
     "apgd-dlr": ("apgd-dlr", "union", "union-with-fab"),
 }
-"""Accuracies that a job's warnings are about; of another attack also the worst case."""
+"""Accuracies that a job's warnings are about; of another attack also the worst case, where no cascade was run."""
 
 
 def kind_of(warning: str) -> str:
@@ -54,9 +54,11 @@ def remarks(record: Mapping[str, Any], clean: Mapping[str, Any] | None) -> dict[
     warnings: dict[str, list[str]] = {}
     for place, texts in record["warnings"].items():
         protocol, _, attack = place.partition("/")
-        for name in _GIVES.get(attack, (attack, "union", "union-with-fab", "worst-case")):
+        for name in _GIVES.get(attack, (attack, "union", "union-with-fab", "autoattack")):
             if (name, attack) == ("union", "fab-t") and f"{protocol}/union-with-fab" in record["rates"]:
                 continue  # the protocol's union leaves FAB out
+            if name == "autoattack" and attack != "cascade" and f"{protocol}/cascade" in record["audits"]:
+                continue  # it is the cascade's, which has warnings of its own
             warnings.setdefault(f"{protocol}/{name}", []).extend(texts)
     for metric in warnings.keys() & record["rates"].keys():
         images = record["settings"].get(metric.partition("/")[0], {}).get("slice", record["n"])

@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from ebjdat import files
 from ebjdat.protocols import as_fraction
-from ebjdat.record import older_protocols, times_path
+from ebjdat.record import older_protocols
 from ebjdat.results import figures
 from ebjdat.results.figures import Picture
 from ebjdat.results.findings import RIVALS, Question, findings
@@ -141,22 +141,16 @@ def title(path: Path) -> str:
 
 
 def provenance(results: Results) -> Section:
-    """Commit, versions, and per run weights, data and time."""
+    """Versions, and per run weights and data; what differs between two equal runs (time, host, commit) is in MLflow."""
     rows = []
     for model, seed in results.frame.index:
-        found = {stage: record for (*run, stage), record in results.records.items() if run == [model, seed]}
-        paths = [times_path(Run(results.profile, model, seed), stage) for stage in ("train", *found)]
-        times = [files.read_json(path) for path in paths if path.is_file()]
+        found = [record for (*run, _), record in results.records.items() if run == [model, seed]]
         row = {"run": f"{model}, {seed}"}
-        row["weights (SHA-256)"] = ", ".join(sorted({record["weights"] for record in found.values()}))
-        row["data"] = ", ".join(sorted({record["data"][:12] for record in found.values()}))
-        row["minutes"] = f"{sum(time['seconds'] for time in times) / 60:.1f}" if times else ""
-        row["device"] = ", ".join(sorted({time["device"] for time in times}))
+        row["weights (SHA-256)"] = ", ".join(sorted({record["weights"] for record in found}))
+        row["data"] = ", ".join(sorted({record["data"][:12] for record in found}))
         rows.append(row)
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
-    text = (
-        f"Built at commit {files.commit() or 'unknown (no git)'} with Python {platform.python_version()}, {versions}."
-    )
+    text = f"Built with Python {platform.python_version()}, {versions}. MLflow has time, host and commit of each run."
     if results.outdated:
         text += f" {len(results.outdated)} records are outdated and left out."
     older = sum(bool(older_protocols(record)) for record in results.records.values())
