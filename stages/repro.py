@@ -43,7 +43,8 @@ def plan(targets: Sequence[str]) -> dict[str, set[str]]:
     """What is stale and what needs something stale, and which of these each waits for.
 
     Args:
-        targets: stages, or their kind for all models, and with them what they need. Empty: everything.
+        targets: stages (`clean-baseline@pgd_at-0`, in short `clean@pgd_at-0`), or their kind for all models, and with
+            them what they need. Empty: everything.
 
     Raises:
         UserError: DVC cannot read the pipeline, another DVC holds the repository, or a target is no stage.
@@ -60,7 +61,7 @@ def plan(targets: Sequence[str]) -> dict[str, set[str]]:
         raise UserError(f"DVC cannot say what is stale: {error}") from None
     chosen = set() if targets else set(graph)
     for target in targets:
-        named = {name for name in graph if target in (name, kind(name))}
+        named = {name for name in graph if target in (name, kind(name), f"{kind(name)}@{name.partition('@')[2]}")}
         if not named:
             raise UserError(f"{target} is no stage; known: {', '.join(sorted({kind(name) for name in graph}))}")
         chosen |= named.union(*(nx.descendants(graph, name) for name in named))

@@ -1,9 +1,9 @@
 """Run a study: rows of parameter overrides in a file, which is committed before it runs.
 
 Each row, with what `every` says of all rows, is written into params.yaml as `dvc exp run -S` would, `stages.repro` runs
-the study's stages (or the row's own `stages`), and params.yaml is put back. A row whose records are here already, in
-git for example, is left out, so the same command goes on. Afterwards `python -m stages.repro` puts the new records into
-the tables.
+the study's stages (or the row's own `stages`) for its models, and params.yaml is put back. A model whose record is here
+already, in git for example, is left out, so the same command goes on. Afterwards `python -m stages.repro` puts the new
+records into the tables.
 """
 
 from __future__ import annotations
@@ -49,18 +49,21 @@ def override(row: Mapping[str, Any]) -> None:
         raise UserError(f"{dict(row)} does not fit params.yaml: {error.__cause__ or error}") from None
 
 
-def is_done(stages: list[str]) -> bool:
-    """Whether all records that ``stages`` write about the runs of params.yaml are here and answer today's question."""
-    params = load_params()
+def missing(stages: list[str]) -> list[str]:
+    """Those of ``stages``, for the runs of params.yaml, whose record is not here or answers an older question."""
+    params, found = load_params(), []
     for run in params.runs():
         setup = resolve(params, run)
-        for stage in (stage for stage in stages if stage != "generate" or setup.recipe is not None):
-            if stage not in STAGES or not run.record(stage).is_file():
-                return False
-            record = read_record(run.record(stage))
-            if outdated(record, setup) or older_protocols(record):
-                return False
-    return True
+        for stage in stages:
+            baseline, source = setup.recipe is None, run.model in params.sources
+            if (baseline and stage == "generate") or (source and stage not in ("train", "clean")):
+                continue
+            if stage in STAGES and run.record(stage).is_file():
+                record = read_record(run.record(stage))
+                if not outdated(record, setup) and not older_protocols(record):
+                    continue
+            found.append(f"{stage}@{run.model}-{run.seed}")
+    return found
 
 
 def main() -> None:
@@ -78,10 +81,11 @@ def main() -> None:
         print(f"row {place} of {len(rows)}: {', '.join(stages)}; {row}", flush=True)
         try:
             override(row | ({"profile": arguments.profile} if arguments.profile else {}))
-            if is_done(stages):
+            targets = missing(stages)
+            if not targets:
                 print("its records are here")
                 continue
-            repro(stages, arguments.jobs, dry_run=arguments.dry_run)
+            repro(targets, arguments.jobs, dry_run=arguments.dry_run)
         except SystemExit as ended:
             if ended.code != 1:
                 raise

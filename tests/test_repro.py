@@ -108,31 +108,38 @@ def test_what_the_longest_chain_waits_for_begins_first(tmp_path: Path, monkeypat
     assert paths(stages, times) == {"eot@b": 60.0, "train@a": 95.0, "autoattack@a": 90.0}
 
 
-def test_a_study_runs_its_rows_and_leaves_params_yaml_as_it_was(checkout: Path) -> None:
-    before = (checkout / "params.yaml").read_bytes()
+def test_a_study_runs_its_rows_and_leaves_params_yaml_as_it_was(tmp_path: Path) -> None:
+    stub_pipeline.make(tmp_path, (*KEPT, "recipes", "train"))
+    before = (tmp_path / "params.yaml").read_bytes()
     rows = [{"seeds": [4, 5], "baselines": ["pgd_at"]}, {"seeds": [4], "baselines": ["trades"]}, {"sede": 1}]
-    files.write_json(checkout / "study.yaml", {"stages": ["train"], "rows": rows})
-    ran(checkout)
-    done = python(checkout, "stages.study", "study.yaml")
+    files.write_json(tmp_path / "study.yaml", {"stages": ["train"], "rows": rows})
+    done = python(tmp_path, "stages.study", "study.yaml")
     assert done.returncode == 2 and "{'sede': 1} does not fit params.yaml" in done.stderr
-    names = ("pgd_at-4", "pgd_at-5", "trades-4")
-    assert {f"train-baseline@{name}" for name in names} <= set(ran(checkout))
-    assert (checkout / "params.yaml").read_bytes() == before
-    files.write_json(checkout / "study.yaml", {"stages": ["train"], "rows": rows[:2]})
-    again = python(checkout, "stages.study", "study.yaml")
-    assert again.returncode == 0 and again.stdout.count("nothing is stale") == 2 and ran(checkout) == []
+    baselines = {f"train-baseline@{name}" for name in ("pgd_at-4", "pgd_at-5", "trades-4")}
+    assert {name for name in ran(tmp_path) if name.startswith("train")} == {
+        "train@ebjdat-jempp-4",
+        "train@ebjdat-jempp-5",
+        *baselines,
+    }, "nothing of other models"
+    assert (tmp_path / "params.yaml").read_bytes() == before
+    files.write_json(tmp_path / "study.yaml", {"stages": ["train"], "rows": rows[:2]})
+    again = python(tmp_path, "stages.study", "study.yaml")
+    assert again.returncode == 0 and again.stdout.count("nothing is stale") == 2 and ran(tmp_path) == []
 
 
-def test_a_study_leaves_out_a_row_whose_records_are_here_and_of_today(
+def test_a_study_runs_only_models_whose_records_are_missing_or_of_another_question(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    params = tiny.write_params(tmp_path, baselines=[], sources=[])
+    params = tiny.write_params(tmp_path, baselines=["pgd_at"], sources=["undefended"])
     clean_environment(monkeypatch, tmp_path)
     setup = resolve(params, params.runs()[0])
-    path = setup.run.record("clean")
-    assert not study.is_done(["clean"])
-    write_records(setup, 0.5, ["clean"])
-    assert study.is_done(["clean"]) and not study.is_done(["clean", "generate"]) and not study.is_done(["train"])
+    path, ours = setup.run.record("clean"), f"{setup.run.model}-{setup.run.seed}"
+    assert study.missing(["clean"]) == [f"clean@{ours}", "clean@pgd_at-0", "clean@undefended-0"]
+    for run in params.runs():
+        write_records(resolve(params, run), 0.5, ["clean"])
+    assert study.missing(["clean"]) == [] and study.missing(["clean", "generate"]) == [f"generate@{ours}"]
+    assert study.missing(["autoattack"]) == [f"autoattack@{ours}", "autoattack@pgd_at-0"]
+    assert study.missing(["train"]) == [f"train@{ours}", "train@pgd_at-0", "train@undefended-0"]
     written = files.read_json(path)
     for changed in (
         {"revisions": written["revisions"] | {"clean": 0}},
@@ -140,7 +147,7 @@ def test_a_study_leaves_out_a_row_whose_records_are_here_and_of_today(
         {"params": written["params"] | {"network": {"depth": 16, "width": 1}}},
     ):
         files.write_json(path, written | changed)
-        assert not study.is_done(["clean"])
+        assert study.missing(["clean"]) == [f"clean@{ours}"]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.stem)
