@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,20 +21,33 @@ def study() -> Results:
 
 
 def test_a_sentence_gives_verdict_difference_interval_images_and_seeds(study: Results) -> None:
-    said = summary.texts(study)["answers"].replace("\n  ", " ")
+    said = summary.texts(study)["short"].replace("\n  ", " ")
     found = findings(study)[Question("ebjdat-jempp", "AutoAttack", "pgd_at")]
     images, seeds = found.difference.images, found.difference.seeds
-    numbers = f"AutoAttack {found.verdict}, {found.numbers} points ({images} images, {seeds} seeds)"
-    assert f"- EB-JDAT-JEM++ (code form) minus PGD-AT: {numbers}; PGD-20" in said
+    mean, _, interval = found.numbers.partition(" ")
+    assert f"- AutoAttack, against PGD-AT: {found.verdict} in the code form ({mean} points {interval})" in said
+    assert f"; {images} images, {seeds} seeds.\n" in said
 
 
-def test_both_forms_meet_the_control_and_the_start_of_their_chains(study: Results) -> None:
-    texts = summary.texts(study)
-    starts = [line.partition(":")[0] for line in texts["short"].splitlines() if line.startswith("- ")]
-    forms = [f"- EB-JDAT-JEM++ ({form})" for form in ("code form", "equations")]
-    rivals = ("its control", "PGD-AT", "its chains' start")
-    assert starts == [f"{form} minus {rival}" for rival in rivals for form in forms]
-    assert max(len(line) for text in texts.values() for line in text.splitlines()) <= 120
+def test_forms_of_one_verdict_share_its_words(study: Results) -> None:
+    asked = {form: Question(model, "AutoAttack", "control") for form, model in summary._forms(study).items()}
+    answered = {form: replace(findings(study)[question], verdict="equal") for form, question in asked.items()}
+    assert summary._told(answered).startswith("the same in the code form (")
+    assert " and in the equations (" in summary._told(answered)
+    answered["equations"] = replace(answered["equations"], verdict="higher")
+    assert ", higher in the equations (" in summary._told(answered)
+
+
+def test_the_answer_says_what_the_verdicts_say(study: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = findings(study)
+    changed = {
+        question: replace(one, verdict={summary.GAP: "lower", "AutoAttack": "equal"}.get(question.quantity, ""))
+        for question, one in found.items()
+    }
+    monkeypatch.setattr(summary, "findings", lambda results: changed)
+    told = "the energy term narrows the gap E(x_adv) - E(x) and does not change accuracy under AutoAttack."
+    assert summary.answer(study) == f"In the code form, {told} In the equations, {told}"
+    assert max(len(line) for text in summary.texts(study).values() for line in text.splitlines()) <= 120
 
 
 def test_the_range_to_check_against_holds_the_seeds_that_it_is_made_of(study: Results) -> None:
@@ -45,5 +59,5 @@ def test_the_range_to_check_against_holds_the_seeds_that_it_is_made_of(study: Re
 
 def test_nothing_is_said_where_nothing_was_run() -> None:
     empty = frame.from_records(load_params(ROOT, "digits"), [])
-    assert summary.texts(empty)["answers"] == ""
+    assert summary.texts(empty)["short"] == summary.texts(empty)["answer"] == ""
     assert summary.check(empty).startswith("No record of EB-JDAT-JEM++")

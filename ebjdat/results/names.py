@@ -39,14 +39,16 @@ def studies() -> dict[str, Any]:
 
 
 def display_name(params: Params, model: str) -> str:
-    """EB-JDAT-JEM++ (code form), JEM++, Control-JEM++, PGD-AT, PGD-AT-JEM (on JEM's network and optimiser); an external
-    model's own name."""
+    """EB-JDAT-JEM++ (code form), JEM++, Control-JEM++, PGD-AT; of a baseline with its own settings
+    the label in studies.yaml; of an external model its own name."""
     if model.startswith(EXTERNAL):
         return model.removeprefix(EXTERNAL)
     method, _, variant = model.partition("-")
     if not variant:
         return BASELINE_NAMES.get(model, model)
-    label = params.variants[variant].label or variant
+    if model in studies()["labels"]:
+        return str(studies()["labels"][model])
+    label = (params.variants[variant].label if variant in params.variants else "") or variant
     if method == "ebjdat":
         return f"EB-JDAT-{_with_form(params, variant, label)}"
     start = {"base": "", "control": "Control-"} | {name: f"{shown}-" for name, shown in BASELINE_NAMES.items()}

@@ -14,6 +14,8 @@ from ebjdat.statistics import Rate
 LEVEL = 0.05
 """Chance of any wrong ``higher`` or ``lower``, and of any wrong ``equal``, among verdicts given together, at most."""
 
+VERDICTS = ("higher", "lower", "equal", "undecided")
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:

@@ -1,44 +1,43 @@
-"""The results in a minute: a few sentences, and one line to check a reproduction against.
+"""The results in a minute: plain sentences, and one line to check a reproduction against.
 
-Every sentence gives verdicts of :mod:`ebjdat.results.findings`; docs/statistics.md explains them.
+Every sentence is made from the verdicts of :mod:`ebjdat.results.findings`; docs/statistics.md explains them.
 """
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 
 from scipy import stats
 
 from ebjdat.results.findings import RIVALS, Finding, Question, findings
 from ebjdat.results.frame import Results
-from ebjdat.results.names import COMPARED, display_name
-from ebjdat.results.statistics import count_seeds
+from ebjdat.results.names import COMPARED, FORMS, display_name
+from ebjdat.results.statistics import VERDICTS, count_seeds
 from ebjdat.statistics import spread, wilson
 
 AUTOATTACK = COMPARED["AutoAttack"]
-ROBUST = ("AutoAttack", "PGD-20")
-ACCURACIES = (*ROBUST, "clean accuracy")
-ENERGIES = ("E(x_adv) - E(x)", "d'")
-DISTANCES = ("Fréchet distance", "FID")
+GAP = "E(x_adv) - E(x)"
+FIRST = ((GAP, "control"), ("AutoAttack", "control"), ("AutoAttack", "pgd_at"), ("Fréchet distance", "start"))
+"""What a reader wants to know first: quantities, and what they are compared with."""
+EFFECTS = {
+    GAP: ("widens the gap {}", "narrows the gap {}", "leaves the gap {} as it is", "has no clear effect on the gap {}"),
+    "AutoAttack": tuple(
+        f"{verb} accuracy under {{}}" for verb in ("raises", "lowers", "does not change", "has no clear effect on")
+    ),
+}
+"""What the energy term does to a quantity where it is higher, lower, equal or undecided."""
 
 
 def texts(results: Results) -> dict[str, str]:
-    """Markdown by the label that pages use: all sentences, the most important ones, and the line to check."""
-    start = list(_sentences(results, "start", DISTANCES))
-    every = [one for rival in ("base", "pgd_at") for one in _sentences(results, rival, ACCURACIES)]
-    every += _sentences(results, "control", (*ACCURACIES, *ENERGIES))
-    short = [*_sentences(results, "control", (*ROBUST, *ENERGIES)), *_sentences(results, "pgd_at", ROBUST)]
+    """Markdown by the label that pages use: the answer in words, its numbers, and the line to check."""
+    told = list(_sentences(results))
     return {
-        "answers": _listed([*every, *start]),
-        "short": _listed([*short, *start]),
+        "answer": f"{wrapped(answer(results))}\n" if told else "",
+        "short": "".join(f"{wrapped(f'- {sentence}')}\n" for sentence in told),
         "check": f"{wrapped(check(results))}\n",
     }
-
-
-def _listed(sentences: Iterable[str]) -> str:
-    return "".join(f"{wrapped(f'- {sentence}')}\n" for sentence in sentences)
 
 
 def wrapped(text: str) -> str:
@@ -46,21 +45,54 @@ def wrapped(text: str) -> str:
     return textwrap.fill(text, 120, subsequent_indent="  " if text.startswith("- ") else "", break_on_hyphens=False)
 
 
-def _sentences(results: Results, rival: str, quantities: Iterable[str]) -> Iterator[str]:
-    """Both forms of the selected variant, the code's and the equations', against a rival."""
-    variant, found = results.params.variant, findings(results)
-    for model in (f"ebjdat-{variant}", f"ebjdat-{variant}_energy"):
-        asked = [(quantity, found.get(Question(model, quantity, rival))) for quantity in quantities]
-        told = [f"{quantity} {_told(one)}" for quantity, one in asked if one]
-        if told:
-            yield f"{display_name(results.params, model)} minus {RIVALS[rival]}: {'; '.join(told)}."
+def _forms(results: Results) -> dict[str, str]:
+    """Both forms of the selected variant, the code's and the equations': model by name of the form."""
+    variant = results.params.variant
+    return dict(zip(FORMS.values(), (f"ebjdat-{variant}", f"ebjdat-{variant}_energy"), strict=True))
 
 
-def _told(one: Finding) -> str:
-    margin = f" within {one.margin:g}" if one.verdict.startswith("equal") else ""
-    images = f"{one.difference.images} images, " if one.difference.images else ""
-    unit = f" {one.unit}" if one.unit in ("points", "nats") else ""
-    return f"{one.verdict}{margin}, {one.numbers}{unit} ({images}{count_seeds(one.difference.seeds)})"
+def answer(results: Results) -> str:
+    """What the energy term does, in words: to the gap that it is made to close, and to robust accuracy."""
+    found, said = findings(results), []
+    for form, model in _forms(results).items():
+        effects = []
+        for quantity, words in EFFECTS.items():
+            one = found.get(Question(model, quantity, "control"))
+            if one:
+                effects.append(words[VERDICTS.index(_verdict(one))].format(quantity))
+        if effects:
+            said.append(f"In the {form}, the energy term {' and '.join(effects)}.")
+    return " ".join(said)
+
+
+def _sentences(results: Results) -> Iterator[str]:
+    """One sentence about both forms for each of :data:`FIRST` that the records answer."""
+    found = findings(results)
+    for quantity, rival in FIRST:
+        questions = {form: Question(model, quantity, rival) for form, model in _forms(results).items()}
+        answered = {form: found[question] for form, question in questions.items() if question in found}
+        if answered:
+            yield f"{quantity}, against {RIVALS[rival]}: {_told(answered)}."
+
+
+def _told(answered: Mapping[str, Finding]) -> str:
+    """Verdicts with their numbers, then what they rest on; forms with the same verdict share its words."""
+    said = []
+    for verdict in dict.fromkeys(map(_verdict, answered.values())):
+        forms = {form: one for form, one in answered.items() if _verdict(one) == verdict}
+        words = {"equal": "the same", "undecided": "no clear difference"}.get(verdict, verdict)
+        said.append(f"{words} " + " and ".join(f"in the {form} ({_numbers(one)})" for form, one in forms.items()))
+    counts = {(one.difference.images, one.difference.seeds) for one in answered.values()}
+    rests = " and ".join((f"{n} images, " if n else "") + count_seeds(seeds) for n, seeds in sorted(counts))
+    return f"{', '.join(said)}; {rests}"
+
+
+def _verdict(one: Finding) -> str:
+    return one.verdict.partition(",")[0]
+
+
+def _numbers(one: Finding) -> str:
+    return one.numbers.replace(" [", f" {one.unit} [") if one.unit in ("points", "nats") else one.numbers
 
 
 def check(results: Results) -> str:
