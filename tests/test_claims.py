@@ -158,12 +158,23 @@ def test_numbers_of_another_data_set_are_not_shown_as_an_attempt() -> None:
         assert [cell.strip() for cell in row.split("|")[4:6]] == ["", ""]
 
 
-def test_a_row_that_is_not_comparable_gives_one_reason() -> None:
+def test_a_reason_and_a_model_that_all_rows_of_a_table_share_stand_above_it_once() -> None:
     params = params_of_repository("cifar10-cpu")
     page = claims.page([frame.from_records(params, write_records(setup_of(params, OURS)))])
-    rows = [line for line in page.splitlines() if line.startswith("| Ours")]
-    reasons = ["not comparable: surrogate not stated", "not comparable: another network (WRN-10-1)"]
-    assert {row.split("|")[6].strip() for row in rows} == set(reasons) and "second-hand" in page.lower()
+    parts = {part.split("\n")[0]: part for part in page.split("\n## ")}
+    for table, reason in {"Table 1": "another network (WRN-10-1)", "Table 2": "surrogate not stated"}.items():
+        above, _, rows = parts[table].partition("\n\n| Row")
+        assert f" Not comparable: {reason}. " in above
+        ours = [row.split("|")[6].strip() for row in rows.splitlines() if row.startswith("| Ours")]
+        assert ours == ["not comparable"] * 4
+    assert "second-hand" in page.lower()
+
+
+def test_a_model_that_answers_for_another_is_named_above_its_rows() -> None:
+    params = params_of_repository("cifar10-cpu")
+    page = claims.page([frame.from_records(params, write_records(setup_of(params, "ebjdat-jempp_step04")))])
+    assert page.count("Row Ours: EB-JDAT-JEM++ (code form, attack step 0.4).") == 3
+    assert "attack step" not in "".join(line for line in page.splitlines() if line.startswith("|"))
 
 
 def test_every_note_is_on_the_page_and_no_place_is_claimed_twice() -> None:

@@ -169,15 +169,25 @@ def page(everything: Sequence[Results]) -> str:
 
 
 def _section(table: str, verdicts: Sequence[tuple[Claim, Judged]]) -> str:
-    """One table with its notes."""
-    where = sorted({one.results.profile for _, one in verdicts if one.results and one.verdict != "not run"})
+    """One table with its notes; above it, once, which model answers for a row, and a reason that all rows share."""
+    run = [(claim, one) for claim, one in verdicts if one.results and one.verdict != "not run"]
+    where = " and ".join(sorted({one.results.profile for _, one in run if one.results}))
+    others = {(claim.row, other) for claim, one in run if (other := _other(claim, one))}
+    named = dict(others) if len(dict(others)) == len(others) else {}  # else two models answer for one row
+    reasons = {tuple(one.reasons[:1]) for _, one in run}
+    reason = reasons.pop()[0] if len(reasons) == 1 and () not in reasons else ""
     sentences = ["Second-hand, from reading notes about the paper."] if verdicts[0][0].second_hand else []
-    sentences += [f"Ours: {' and '.join(where)}."] if where else []
+    sentences += [f"Numbers of {where}."] if where else []
+    sentences += [f"Row {row}: {other}." for row, other in sorted(named.items())]
+    sentences += [f"Not comparable: {reason}."] if reason else []
     sentences += [f"{note[0].upper()}{note[1:]}." for note in published.notes(table)]
     rows = []
     for claim, one in verdicts:
-        ours = [_ours(claim, one, protocol) for protocol in PROTOCOLS]
-        verdict = ": ".join([one.verdict, *one.reasons[:1]]) if one.verdict != "not run" else one.reasons[0]
+        said = [_ours(claim, one, protocol) for protocol in PROTOCOLS]
+        model = _other(claim, one) if one.verdict != "not run" else ""
+        ours = [f"{number} ({model})" if model and claim.row not in named else number for number in said]
+        why = [text for text in one.reasons[:1] if text != reason]
+        verdict = ": ".join([one.verdict, *why]) if one.verdict != "not run" else one.reasons[0]
         rows.append([claim.row, claim.column, claim.text(), *ours, verdict])
     heads = ["Row", "Column", "Published", *(f"Ours, {protocol}" for protocol in PROTOCOLS), "Verdict"]
     aligned = ("left", "left", "right", "right", "right", "left")
@@ -185,11 +195,13 @@ def _section(table: str, verdicts: Sequence[tuple[Claim, Judged]]) -> str:
     return "\n\n".join(filter(None, [f"## {table}", " ".join(sentences), body]))
 
 
+def _other(claim: Claim, one: Judged) -> str:
+    """The name of the model that answers, where it is not the claim's own."""
+    return display_name(one.results.params, one.model) if one.results and one.model != claim.model else ""
+
+
 def _ours(claim: Claim, one: Judged, protocol: str) -> str:
-    if one.results is None:
-        return ""
-    other = f" ({display_name(one.results.params, one.model)})" if one.model != claim.model else ""
-    return either(one.results, one.model, claim.metric_under(protocol)) + other
+    return either(one.results, one.model, claim.metric_under(protocol)) if one.results else ""
 
 
 def write_claims(current: Results) -> Path:
