@@ -207,6 +207,12 @@ def test_an_accuracy_over_the_first_images_alone_counts_their_flags() -> None:
     assert results.on_first_images(OURS, metric, 10, [7]).empty, "another seed is another model"
 
 
+def test_a_caption_names_the_stage_that_has_fewer_seeds() -> None:
+    later = [record for record in records(seeds=(1,)) if record["stage"] != "autoattack"]
+    caption = extended.readme(of([*records(), *later])).caption
+    assert "; seeds 0, 1 (AutoAttack" in caption and ": seed 0). " in caption
+
+
 def test_every_caption_is_short_and_names_data_network_protocol_radius_images_and_seeds() -> None:
     results = of()
     groups = [*tables.extended_tables(results).values(), *paper.paper_tables(results).values()]

@@ -146,6 +146,7 @@ _STAGES = {
     "transfer": "transfer",
     "sweep": "APGD-CE",
     "eot": "EOT-PGD",
+    "generate": "samples",
 }
 
 
@@ -158,15 +159,19 @@ def caption(
 ) -> str:
     """Data set, network, protocol, radius, images and seeds behind the cells of these models and metrics."""
     counts: dict[str, set[int]] = {}
-    seeds: set[int] = set()
+    seeds: dict[str, set[int]] = {}
     for model in models:
         for metric in metrics:
-            seeds |= set(results.values(model, metric).index)
-            counts.setdefault(metric.partition("/")[0], set()).update(results.images(model, metric))
+            stage = metric.partition("/")[0]
+            seeds.setdefault(stage, set()).update(results.values(model, metric).index)
+            counts.setdefault(stage, set()).update(results.images(model, metric))
     parts = [about(results, protocol)]
     if any(counts.values()):
         parts.append(f"n = {_counts({stage: found for stage, found in counts.items() if found})}")
-    parts.append(seeds_text(seeds))
+    every = set().union(*seeds.values())
+    fewer = {stage: found for stage, found in seeds.items() if found and found != every}
+    told = [f"{_STAGES.get(stage, stage)}: {seeds_text(found)}" for stage, found in fewer.items()]
+    parts.append(seeds_text(every) + (f" ({'; '.join(told)})" if told else ""))
     text = f"{'; '.join(parts)}. {extra}".strip()
     if AUTOATTACK in metrics and not results.params.current.evaluation.autoattack.cascade:
         return text.replace(_STAGES["autoattack"], "AutoAttack: worst case of its attacks")
