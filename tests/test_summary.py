@@ -32,22 +32,29 @@ def test_a_sentence_gives_verdict_difference_interval_images_and_seeds(study: Re
 def test_forms_of_one_verdict_share_its_words(study: Results) -> None:
     asked = {form: Question(model, "AutoAttack", "control") for form, model in summary._forms(study).items()}
     answered = {form: replace(findings(study)[question], verdict="equal") for form, question in asked.items()}
-    assert summary._told(answered).startswith("the same in the code form (")
+    assert summary._told(answered).startswith("equal in the code form (")
     assert " and in the equations (" in summary._told(answered)
     answered["equations"] = replace(answered["equations"], verdict="higher")
     assert ", higher in the equations (" in summary._told(answered)
 
 
 def test_the_answer_says_what_the_verdicts_say(study: Results, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = findings(study)
+    verdicts = {summary.GAP: "lower", "AutoAttack": "equal"}
     changed = {
-        question: replace(one, verdict={summary.GAP: "lower", "AutoAttack": "equal"}.get(question.quantity, ""))
-        for question, one in found.items()
+        question: replace(one, verdict=verdicts.get(question.quantity, "undecided"))
+        for question, one in findings(study).items()
     }
     monkeypatch.setattr(summary, "findings", lambda results: changed)
-    told = "the energy term narrows the gap E(x_adv) - E(x) and does not change accuracy under AutoAttack."
+    told = "the energy term narrows the gap E(x_adv) - E(x) in nats and keeps accuracy under AutoAttack"
+    told += "; its effect on that gap in standard deviations (d') is undecided."
     assert summary.answer(study) == f"In the code form, {told} In the equations, {told}"
     assert max(len(line) for text in summary.texts(study).values() for line in text.splitlines()) <= 120
+
+
+def test_an_interval_without_0_that_decides_nothing_says_why(study: Results) -> None:
+    one = findings(study)[Question("ebjdat-jempp", "AutoAttack", "pgd_at")]
+    assert summary._numbers(replace(one, verdict="undecided")).endswith("], not significant after correction")
+    assert summary._numbers(one).endswith("]")
 
 
 def test_the_range_to_check_against_holds_the_seeds_that_it_is_made_of(study: Results) -> None:

@@ -240,7 +240,7 @@ def test_cells_of_unequal_n_are_told() -> None:
 
 def test_seeds_are_listed_in_words() -> None:
     assert [cells.seeds_text(seeds) for seeds in ([], [3], [0, 1, 2], [0, 2])] == [
-        "seed none yet",
+        "no seed yet",
         "seed 3",
         "seeds 0 to 2",
         "seeds 0, 2",
@@ -262,7 +262,7 @@ def test_the_papers_layout_is_kept() -> None:
         "APGD-CE: iterations",
         "EOT-PGD: distortion bound",
     ]
-    assert heads["section3"] == ["Robustness", "Accuracy", "Frechet distance"]
+    assert heads["section3"] == ["Robustness", "Accuracy", "Fréchet distance"]
     assert list(found["table1"][0].body.index) == ["Ours"]
     assert list(found["table2"][1].body.index) == ["TRADES", "Ours"]
     assert [head for _, head in found["table3"][1].body.columns][:4] == ["8/255", "16/255", "32/255", "64/255"]
@@ -382,7 +382,7 @@ def test_the_trade_off_of_each_protocol_shows_the_distance_of_that_protocol() ->
         "generation/classifier-frechet": 1.25,
         "generation/released-classifier-frechet": 2.5,
     }
-    column = "generation: classifier-frechet"
+    column = "generation: Fréchet distance"
     rows = [texts(extended.tradeoff(of(known), protocol)) for protocol in PROTOCOLS.values()]
     assert [row["EB-JDAT-JEM++ (code form)"][column] for row in rows] == ["1.25", "2.50"]
     assert rows[0]["PGD-AT"][column] == "", "a baseline does not generate"
@@ -532,7 +532,7 @@ def test_the_same_records_give_the_same_bytes() -> None:
 
 def test_a_profile_without_records_has_tables_without_numbers() -> None:
     found = tables.render(of([]))
-    assert "not run" in found["table1.md"] and "seed none yet" in found["findings.md"]
+    assert "not run" in found["table1.md"] and "no seed yet" in found["findings.md"]
     assert tables.headline(of([])) == {}
 
 

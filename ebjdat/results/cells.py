@@ -194,7 +194,9 @@ def seeds_text(seeds: Iterable[int]) -> str:
     found = sorted(seeds)
     if len(found) > 2 and found == list(range(found[0], found[-1] + 1)):
         return f"seeds {found[0]} to {found[-1]}"
-    return f"seed{'s' if len(found) > 1 else ''} {', '.join(map(str, found)) or 'none yet'}"
+    if not found:
+        return "no seed yet"
+    return f"seed{'s' if len(found) > 1 else ''} {', '.join(map(str, found))}"
 
 
 def _counts(by_stage: Mapping[str, set[int]]) -> str:

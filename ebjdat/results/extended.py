@@ -118,11 +118,9 @@ def distances(results: Results) -> tuple[str, str]:
 
 
 def _compared(results: Results) -> list[str]:
-    """EB-JDAT and plain models of every variant that stands for itself; what else was run."""
+    """The JEM models that were run, and the current one."""
     run = {model for model, _ in results.frame.index}
-    own = {variant for variant, recipe in results.params.variants.items() if not recipe.like}
-    expected = {f"{method}-{variant}" for method in ("ebjdat", "base") for variant in own} | {results.params.model}
-    return [model for model in names.by_variant(results) if model in run | expected]
+    return [model for model in names.by_variant(results) if model in run or model == names.ours(results)]
 
 
 def _unequal(results: Results, models: Sequence[str]) -> str:
@@ -147,8 +145,9 @@ def initialisation(results: Results) -> Table:
         "buffer": "buffer-",
         "released protocol": "released-",
     }
-    columns = {(distance, name): f"generate/generation/{kind}{distance}" for name, kind in kinds.items()}
-    columns[kernel, "samples"] = f"generate/generation/{kernel}"
+    heads = names.DISTANCES
+    columns = {(heads[distance], name): f"generate/generation/{kind}{distance}" for name, kind in kinds.items()}
+    columns[heads[kernel], "samples"] = f"generate/generation/{kernel}"
     models, samples = _compared(results), results.params.current.evaluation.generation.samples
     extra = f"{samples} samples; lower is better.{_unequal(results, models)}"
     title = "Section 2: initialisation and generation"
@@ -167,11 +166,11 @@ def tradeoff(results: Results, protocol: Protocol) -> Table:
         ("robustness (%)", "PGD-20"): f"clean/{p}/pgd-20",
         ("robustness (%)", name): f"autoattack/{p}/{overall}",
         ("accuracy (%)", "clean"): f"clean/{p}/clean",
-        ("generation", distance): f"generate/generation/{twin}{distance}",
+        ("generation", names.DISTANCES[distance]): f"generate/generation/{twin}{distance}",
     }
     pgd, robust, *_ = columns.values()
     models = [*_compared(results), *names.baselines(results), *names.external_models(results)]
-    title, extra = "Section 3: robustness, accuracy and generation", f"{distance}: lower is better."
+    title, extra = "Section 3: robustness, accuracy and generation", "Generation: lower is better."
     table = _under(results, protocol, "tradeoff", title, models, columns, extra=extra)
     same = [_on_images_of(results, model, pgd, robust) for model in models]
     table.body.insert(1, ("robustness (%)", f"PGD-20, same images as {name}"), same)
@@ -266,7 +265,7 @@ def studies(results: Results) -> list[Table]:
         "APGD-T": "autoattack/standard/apgd-t",
         "E(x_adv) - E(x), nats": "clean/energy/gap-adversarial",
         "d'": "clean/energy/standardised-gap",
-        distance: f"generate/generation/{distance}",
+        names.DISTANCES[distance]: f"generate/generation/{distance}",
     }
     for label, one in names.studies()["tables"].items():
         models = [model for model in one["models"] if model in run]
@@ -289,8 +288,7 @@ def studies(results: Results) -> list[Table]:
 def readme(results: Results) -> Table:
     """The current variant and the baselines in four numbers, for the README."""
     variant, distance = results.params.variant, distances(results)[0]
-    named = "FID" if distance == "fid" else "Fréchet distance"
-    columns = names.COMPARED | {named: f"generate/generation/{distance}"}
+    columns = names.COMPARED | {names.DISTANCES[distance]: f"generate/generation/{distance}"}
     ours = [
         f"{method}-{variant}"
         for method, variant in (

@@ -15,6 +15,13 @@ FORMS = {"cross_entropy": "code form", "energy": "equations"}
 """What the two readings of the paper's energy term are called."""
 READING = ("reading", "w_energy", "gap")
 """What two recipes differ in that are two readings of one variant."""
+DISTANCES = {
+    "fid": "FID",
+    "kid": "KID",
+    "classifier-frechet": "Fréchet distance",
+    "classifier-kernel": "kernel distance",
+}
+"""Distances of samples, and their headings."""
 COMPARED = {
     "clean accuracy": "clean/standard/clean",
     "PGD-20": "clean/standard/pgd-20",
@@ -96,6 +103,19 @@ def variants(results: Results, *more: str) -> list[str]:
     run = {model.partition("-")[2] for model in with_records(results) - (elsewhere - set(more))}
     run |= {name for name in content["everywhere"] if f"ebjdat-{name}" in with_records(results)}
     return [name for name, one in params.variants.items() if not one.like or name == params.variant or name in run]
+
+
+def ours(results: Results) -> str:
+    """The model that stands for the current one: itself, or where it has no numbers one made like it, of its loss."""
+    params, has = results.params, {model for model, _ in results.frame.index}
+    loss = (*READING, "w_px", "w_clean", "w_adversarial")
+    mine = params.variants[params.variant]
+    like = [
+        f"{params.method}-{name}"
+        for name, recipe in params.variants.items()
+        if recipe.like == params.variant and all(getattr(recipe, part) == getattr(mine, part) for part in loss)
+    ]
+    return next((model for model in (params.model, *like) if model in has), params.model)
 
 
 def generates(model: str) -> bool:

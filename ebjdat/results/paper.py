@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from ebjdat.protocols import PROTOCOLS, Protocol
+from ebjdat.results import names
 from ebjdat.results.cells import Table, pivot, short
 from ebjdat.results.extended import ATTACKS, distances, table3_columns, transfer_metric
 from ebjdat.results.frame import Results
@@ -27,13 +28,12 @@ def paper_tables(results: Results) -> dict[str, list[Table]]:
 def _layouts(results: Results, protocol: Protocol) -> list[tuple[Any, ...]]:
     """Place, title, models, columns and end of the caption of every table."""
     p, distance, params = protocol.name, distances(results)[0], results.params
-    robust = f"Robustness (%). Ours: {display_name(params, params.model)}."
-    ours = {"Ours": params.model}
+    robust = f"Robustness (%). Ours: {display_name(params, names.ours(results))}."
+    ours = {"Ours": names.ours(results)}
     first = {name: f"autoattack/{p}/{key}" for key, name in ATTACKS.items()}
     second = {("", attack.upper()): transfer_metric(p, "pgd_at", attack, 5) for attack in protocol.transfer.attacks}
     third = table3_columns(protocol, params.current.evaluation.radius)
-    shown = "FID" if distance == "fid" else "Frechet distance"
-    generation = {shown: f"generate/generation/{'released-' if p == 'released' else ''}{distance}"}
+    generation = {names.DISTANCES[distance]: f"generate/generation/{'released-' if p == 'released' else ''}{distance}"}
     tradeoff = {"Robustness": f"clean/{p}/pgd-20", "Accuracy": f"clean/{p}/clean"} | generation
     jems = _plain_and_ours(results)
     rivals = [model for model in baselines(results) if model != "undefended"]
@@ -50,22 +50,23 @@ def _plain_and_ours(results: Results) -> list[str]:
     """The current model, and plain and EB-JDAT models of every variant that was run."""
     models = [model for model in by_variant(results) if not model.startswith("control")]
     run = {model for model, _ in results.frame.index}
-    return sorted((m for m in models if m in run or m == results.params.model), key=lambda m: m.startswith("ebjdat"))
+    return sorted((m for m in models if m in run or m == names.ours(results)), key=lambda m: m.startswith("ebjdat"))
 
 
 def _table(
     results: Results, protocol: Protocol, place: str, title: str, models: Any, columns: dict[Any, str], extra: str
 ) -> Table:
-    label, title = f"{place.lower().replace(' ', '')}-{protocol.name}", f"{place}: {title}, protocol {protocol.name}"
+    label, where = f"{place.lower().replace(' ', '')}-{protocol.name}", place.replace("Section", "Text of section")
+    title = f"{where}: {title}, protocol {protocol.name}"
     table = pivot(results, label, title, models, columns, protocol=protocol, extra=extra, show=short)
     if results.params.current.data.dataset == "cifar10":
         published: dict[str, dict[str, Claim]] = {}
         for claim in in_table(place):
             published.setdefault(f"Published ({claim.row})", {})[claim.metric_under(protocol.name)] = claim
         for name, by_metric in published.items():
-            table.body.loc[name] = [
-                by_metric[metric].text() if metric in by_metric else "" for metric in columns.values()
-            ]
+            texts = [by_metric[metric].text() if metric in by_metric else "" for metric in columns.values()]
+            if any(texts):
+                table.body.loc[name] = texts
     return table
 
 
@@ -73,14 +74,15 @@ def latex(table: Table) -> str:
     """A float that needs the package booktabs and nothing else; groups of columns stand below each other."""
     groups = list(dict.fromkeys(group for group, _ in table.body.columns))
     title = re.sub("^Table", "Supplement's Table", table.title)  # LaTeX numbers its floats itself
+    title = title.partition(", protocol")[0]  # which the caption names
     parts = [
-        "\\begin{table}[p]",
-        "\\centering\\small\\setlength{\\tabcolsep}{3pt}",
+        "\\begin{table}[tbp]",
+        "\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}",
         f"\\caption{{{_plain(f'{title}. {table.caption}')}}}",
-        f"\\label{{tab:{table.label}}}",
+        f"\\label{{tab:{table.label}}}\n\\medskip",
         "\n\\medskip\n".join(_tabular(table.body, group) for group in groups) + "\\end{table}\n",
     ]
-    return "\n".join(parts).replace("±", "$\\pm$")
+    return "\n".join(parts).replace("±", "$\\pm$").replace("é", "\\'e")
 
 
 def _tabular(body: pd.DataFrame, group: str) -> str:

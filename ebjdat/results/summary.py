@@ -19,15 +19,20 @@ from ebjdat.statistics import spread, wilson
 
 AUTOATTACK = COMPARED["AutoAttack"]
 GAP = "E(x_adv) - E(x)"
-FIRST = ((GAP, "control"), ("AutoAttack", "control"), ("AutoAttack", "pgd_at"), ("Fréchet distance", "start"))
+FIRST = (
+    (GAP, "control"),
+    ("d'", "control"),
+    ("AutoAttack", "control"),
+    ("AutoAttack", "pgd_at"),
+    ("Fréchet distance", "start"),
+)
 """What a reader wants to know first: quantities, and what they are compared with."""
 EFFECTS = {
-    GAP: ("widens the gap {}", "narrows the gap {}", "leaves the gap {} as it is", "has no clear effect on the gap {}"),
-    "AutoAttack": tuple(
-        f"{verb} accuracy under {{}}" for verb in ("raises", "lowers", "does not change", "has no clear effect on")
-    ),
+    GAP: (("widens", "narrows", "keeps"), f"the gap {GAP} in nats"),
+    "d'": (("widens", "narrows", "keeps"), "that gap in standard deviations (d')"),
+    "AutoAttack": (("raises", "lowers", "keeps"), "accuracy under AutoAttack"),
 }
-"""What the energy term does to a quantity where it is higher, lower, equal or undecided."""
+"""What the energy term does where a quantity is higher, lower or equal, and to what."""
 
 
 def texts(results: Results) -> dict[str, str]:
@@ -52,16 +57,20 @@ def _forms(results: Results) -> dict[str, str]:
 
 
 def answer(results: Results) -> str:
-    """What the energy term does, in words: to the gap that it is made to close, and to robust accuracy."""
+    """What the energy term does, in words: to the gap that it is about, and to robust accuracy."""
     found, said = findings(results), []
     for form, model in _forms(results).items():
-        effects = []
-        for quantity, words in EFFECTS.items():
+        known, unknown = [], []
+        for quantity, (verbs, what) in EFFECTS.items():
             one = found.get(Question(model, quantity, "control"))
-            if one:
-                effects.append(words[VERDICTS.index(_verdict(one))].format(quantity))
-        if effects:
-            said.append(f"In the {form}, the energy term {' and '.join(effects)}.")
+            if one and one.verdict == "undecided":
+                unknown.append(what)
+            elif one:
+                known.append(f"{verbs[VERDICTS.index(_verdict(one))]} {what}")
+        parts = [f"the energy term {' and '.join(known)}"] if known else []
+        parts += [f"its effect on {' and on '.join(unknown)} is undecided"] if unknown else []
+        if parts:
+            said.append(f"In the {form}, {'; '.join(parts)}.")
     return " ".join(said)
 
 
@@ -80,8 +89,7 @@ def _told(answered: Mapping[str, Finding]) -> str:
     said = []
     for verdict in dict.fromkeys(map(_verdict, answered.values())):
         forms = {form: one for form, one in answered.items() if _verdict(one) == verdict}
-        words = {"equal": "the same", "undecided": "no clear difference"}.get(verdict, verdict)
-        said.append(f"{words} " + " and ".join(f"in the {form} ({_numbers(one)})" for form, one in forms.items()))
+        said.append(f"{verdict} " + " and ".join(f"in the {form} ({_numbers(one)})" for form, one in forms.items()))
     counts = {(one.difference.images, one.difference.seeds) for one in answered.values()}
     rests = " and ".join((f"{n} images, " if n else "") + count_seeds(seeds) for n, seeds in sorted(counts))
     return f"{', '.join(said)}; {rests}"
@@ -92,6 +100,13 @@ def _verdict(one: Finding) -> str:
 
 
 def _numbers(one: Finding) -> str:
+    """Difference and interval; said is why an interval without 0 decides nothing."""
+    low, high = one.difference.interval
+    corrected = one.verdict == "undecided" and low * high > 0
+    return _with_unit(one) + (", not significant after correction" if corrected else "")
+
+
+def _with_unit(one: Finding) -> str:
     return one.numbers.replace(" [", f" {one.unit} [") if one.unit in ("points", "nats") else one.numbers
 
 
@@ -101,10 +116,13 @@ def check(results: Results) -> str:
     values = 100 * results.values(model, AUTOATTACK)
     if seed not in values:
         return f"No record of {display_name(results.params, model)} under AutoAttack."
-    low, high = _next(list(values), min(results.images(model, AUTOATTACK)))
+    n = min(results.images(model, AUTOATTACK))
+    low, high = _next(list(values), n)
+    kind = "range for one new training" if len(values) > 1 else "interval for other images"
+    name = display_name(results.params, model)
     return (
-        f"You should see AutoAttack {low:.0f} to {high:.0f} % for {display_name(results.params, model)}, seed {seed} "
-        f"(ours: {values[seed]:.1f} %; 95 % range for one new training, from {count_seeds(len(values))})."
+        f"You should see AutoAttack {low:.0f} to {high:.0f} % for {name}, seed {seed}, on {n} images "
+        f"(here {values[seed]:.1f} %; 95 % {kind}, from {count_seeds(len(values))})."
     )
 
 
