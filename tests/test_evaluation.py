@@ -24,7 +24,7 @@ from ebjdat.attacks.apgd import APGD
 from ebjdat.attacks.audit import Audit
 from ebjdat.attacks.autoattack import CASCADE, Outcome
 from ebjdat.attacks.batches import Batches, correct
-from ebjdat.attacks.linf import PGD, cross_entropy, input_gradient, zero_share
+from ebjdat.attacks.linf import PGD
 from ebjdat.attacks.outcomes import NOTHING, Outcomes
 from ebjdat.data.prepared import load_prepared
 from ebjdat.errors import AuditError, UserError
@@ -214,13 +214,22 @@ def test_the_training_adversary_is_audited_against_its_own_bound(images: tuple[T
         evaluate_clean(images, adversary=clean.Adversary(craft, 0.1))
 
 
-def test_gradients_that_a_large_scale_of_the_logits_rounds_to_zero_are_counted(images: tuple[Tensor, Tensor]) -> None:
+def test_a_scale_of_the_logits_that_rounds_gradients_to_zero_hides_nothing_from_a_pgd_that_takes_it_back(
+    images: tuple[Tensor, Tensor],
+) -> None:
     class Scaled(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return 1e4 * trained()(x)
 
-    assert evaluate_clean(images).values["gradient/zero-share"] == 0.0
-    assert zero_share(input_gradient(Scaled(), *images, cross_entropy, Batches())) > 0.5
+    plain, scaled = (clean.evaluate({"best": one}, **asked(images)) for one in (trained(), Scaled().eval()))
+    assert plain.values["gradient/zero-share"] == 0.0 and "standard/pgd-20-rescaled" not in plain.rates
+    assert scaled.values["gradient/zero-share"] > 0.5
+    robust, hidden, found = (
+        plain.rates["standard/pgd-20"],
+        scaled.rates["standard/pgd-20"],
+        scaled.rates["standard/pgd-20-rescaled"],
+    )
+    assert hidden.correct > found.correct + 10 and found.correct <= 2 * robust.correct
 
 
 def test_outliers_are_images_of_the_same_shape_and_not_the_data(images: tuple[Tensor, Tensor]) -> None:

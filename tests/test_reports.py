@@ -64,12 +64,14 @@ def test_logits_times_1000_are_told_at_the_door_and_beside_every_number_of_an_at
     task = evaluating.begin("clean", setup)
     task.finish(clean.evaluate({"best": task.model()}, task.cases, batches=task.batches))
     remark = re.search(
-        r"standard/pgd-20: .*, (no robustness figure: zero gradient on \d+ % of images)\n", capsys.readouterr().out
+        r"standard/pgd-20: ([\d.]+) %.*, (no robustness figure: zero gradient on \d+ % of images, "
+        r"([\d.]+) % on rescaled logits)\n",
+        capsys.readouterr().out,
     )
-    assert remark
+    assert remark and float(remark[3]) < float(remark[1]) - 20, "the scale hides what the attack finds without it"
     results = frame.load(load_params(workspace), store=False)
     for show in (either, short):
-        assert show(results, "external-scaled", "clean/standard/pgd-20").endswith(f", {remark[1]}")
+        assert show(results, "external-scaled", "clean/standard/pgd-20").endswith(f", {remark[2]}")
         assert not re.search("[a-z]", show(results, "external-scaled", "clean/standard/clean"))
 
 

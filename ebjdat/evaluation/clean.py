@@ -22,6 +22,7 @@ from ebjdat.attacks.linf import PGD, Loss, cross_entropy, input_gradient, margin
 from ebjdat.evaluation import distributions
 from ebjdat.evaluation.cases import Attacked, Case, attack_case, rate, stream
 from ebjdat.evaluation.outliers import outliers
+from ebjdat.evaluation.unreliable import LARGEST_ZERO_SHARE
 from ebjdat.model.energy import energy
 from ebjdat.progress import Progress
 from ebjdat.statistics import Rate, Result
@@ -93,7 +94,10 @@ def evaluate(
     values |= _detection(seen, sets)
     table = _reliability(best, x, y, batches)
     values["calibration/ece"] = distributions.expected_calibration_error(table)
-    values["gradient/zero-share"] = zero_share(input_gradient(best, x, y, cross_entropy, batches))
+    zero = zero_share(input_gradient(best, x, y, cross_entropy, batches))
+    values["gradient/zero-share"] = zero
+    if zero > LARGEST_ZERO_SHARE:
+        rates |= {f"{one.name}/pgd-{one.protocol.pgd.steps}-rescaled": _rescaled(best, one, batches) for one in cases}
     return Result(
         n=len(x),
         rates=rates,
@@ -123,6 +127,21 @@ def _accuracies(
             rates[name] = rate(attacks[name].robust)
             progress.advance(0, robust=rates[name].accuracy)
     return rates, attacks
+
+
+def _rescaled(model: nn.Module, case: Case, batches: Batches) -> Rate:
+    """PGD-20 on logits that are divided by their mean margin on clean images, whose cross-entropy cannot round to 0.
+
+    The scale of the logits decides no prediction, so what it hides from the attack is no robustness.
+    """
+    scale = margin(logits_of(model, case.x, batches), case.y).abs().mean()
+
+    def loss(logits: Tensor, y: Tensor) -> Tensor:
+        return cross_entropy(logits / scale, y)
+
+    with Progress(case.protocol.pgd.steps, f"{case.name} rescaled", unit="step") as progress:
+        attack, generator = _pgd(case, batches, progress, loss), stream(case.protocol.seed, "pgd")
+        return rate(attack_case("pgd-rescaled", model, case.x, case.y, attack, generator, everyone=True).robust)
 
 
 def _pgd(case: Case, batches: Batches, progress: Progress, loss: Loss = cross_entropy) -> PGD:

@@ -51,6 +51,10 @@ def remarks(record: Mapping[str, Any], clean: Mapping[str, Any] | None) -> dict[
     if zero > LARGEST_ZERO_SHARE:
         text = f"no robustness figure: zero gradient on {100 * zero:.0f} % of images"
         found |= {name: text for name in record["rates"] if _BY_CROSS_ENTROPY.fullmatch(name)}
+        for name, rate in record["rates"].items():
+            if name.endswith("-rescaled"):
+                attack = name.removesuffix("-rescaled")
+                found[attack] += f", {100 * rate['correct'] / rate['n']:.1f} % on rescaled logits"
     warnings: dict[str, list[str]] = {}
     for place, texts in record["warnings"].items():
         protocol, _, attack = place.partition("/")
