@@ -156,9 +156,9 @@ class Variant(Section):
 class Data(Section):
     """Which images, and how many of each split."""
 
-    dataset: Literal["digits", "cifar10"]
+    dataset: Literal["digits", "cifar10", "fashion"]
     folder: str | None = None
-    """Where the official files lie already; null: see ``ebjdat.data.cifar10`` for the order."""
+    """Where the official files lie already; null: see ``ebjdat.data.cifar10`` and ``fashion`` for the order."""
     split_seed: Seed
     train: Count
     validation: Count

@@ -12,7 +12,7 @@ class Source:
     """Images and labels of one data set.
 
     Attributes:
-        name: "digits" or "cifar10".
+        name: "digits", "cifar10" or "fashion".
         images: (N, C, H, W) uint8 in 0..levels, from which train and validation are drawn, and the
             test split too where ``test_images`` is None.
         labels: (N,) uint8.

@@ -181,7 +181,7 @@ def caption(
 def about(results: Results, protocol: Protocol | None = None) -> str:
     """Data set, network and profile, and the protocol with its radius in pixel units."""
     current = results.params.current
-    dataset = {"cifar10": "CIFAR-10"}.get(current.data.dataset, current.data.dataset)
+    dataset = {"cifar10": "CIFAR-10", "fashion": "Fashion-MNIST"}.get(current.data.dataset, current.data.dataset)
     network = f"WRN-{current.network.depth}-{current.network.width}"
     text = f"{dataset[0].upper()}{dataset[1:]}, {network}, profile {results.profile}"
     if protocol is None:
