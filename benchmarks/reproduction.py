@@ -21,6 +21,7 @@ from ebjdat import command, files
 from ebjdat.config import Params, load_params
 from ebjdat.errors import UserError
 from ebjdat.model.wideresnet import build
+from ebjdat.protocols import as_fraction
 from ebjdat.record import times_path
 from ebjdat.results import frame, summary
 from ebjdat.results.findings import Question, findings
@@ -204,7 +205,7 @@ def _networks(root: Path) -> Iterable[Row]:
             f"{count:,}",
             f"{profile.data.train:,}",
             str(training.epochs),
-            f"{255 * training.train_eps:.0f}/255",
+            as_fraction(training.train_eps),
         )
 
 
