@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
 
@@ -72,9 +72,6 @@ Reading = Literal["energy", "cross_entropy", "released", "none"]
 Gap = Literal["mean_hinge", "mean", "sample_hinge", "sample_absolute", "mean_absolute"]
 
 
-Kind = TypeVar("Kind", bound=BaseModel)
-
-
 class Section(BaseModel):
     """Base of all sections: frozen, and a key that it does not know is an error."""
 
@@ -82,7 +79,10 @@ class Section(BaseModel):
 
     def plain(self) -> dict[str, Any]:
         """As JSON values."""
-        return self.model_dump(mode="json")
+        return self.model_dump(mode="json", by_alias=True)
+
+
+Kind = TypeVar("Kind", bound=Section)
 
 
 class Variant(Section):
@@ -353,7 +353,7 @@ class Params(Section):
             merged.setdefault("debiasing", {})
         # A message names the section that a value came from: the last one that has it.
         home = {key: name for name in places for key in section[name]}
-        return _build(
+        return build(
             Training, merged, lambda key: f"params/{self.profile}.yaml: training.{home.get(key, 'defaults')}.{key}"
         )
 
@@ -554,11 +554,11 @@ def parse_params(raw: Any, profile: Any) -> Params:
     name = raw.get("profile")
     if not isinstance(name, str):
         raise UserError(f"profile: expected the name of a profile, got {_show(name)}")
-    current = _build(Profile, profile(name), f"params/{name}.yaml: ")
+    current = build(Profile, profile(name), f"params/{name}.yaml: ")
     variants = raw.get("variants")
     if isinstance(variants, dict):
         raw = raw | {"variants": {key: _inherited(str(key), variants) for key in variants}}
-    params = _build(Params, raw | {"current": current}, "")
+    params = build(Params, raw | {"current": current}, "")
     _check(params)
     return params
 
@@ -629,15 +629,6 @@ def _check_profile(params: Params) -> None:
             )
 
 
-def variant_from(raw: Any, key: str) -> Variant:
-    """Validate a recipe on its own, as it lies beside a trained model; ``key`` names it in messages.
-
-    Raises:
-        UserError: see :func:`load_params`.
-    """
-    return _build(Variant, raw, f"{key}: ")
-
-
 def read_yaml(path: Path) -> Any:
     """A YAML 1.2 file; a key that stands twice is refused.
 
@@ -657,11 +648,10 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path} is not valid YAML: {' '.join(text.split())}") from None
 
 
-def _build(kind: type[Kind], raw: Any, where: str | Callable[[str], str]) -> Kind:
-    """One section; the first thing wrong with it becomes one sentence with the full name of the key.
+def build(kind: type[Kind], raw: Any, where: str | Callable[[str], str]) -> Kind:
+    """One section; the first thing wrong with it becomes a UserError of one sentence with the full name of the key.
 
-    Args:
-        where: what stands before the key's name in this section, or makes its full name.
+    ``where`` is what stands before the key's name in this section, or makes its full name.
     """
     full = where if callable(where) else lambda key: f"{where}{key}"
     if not isinstance(raw, dict):
@@ -672,16 +662,19 @@ def _build(kind: type[Kind], raw: Any, where: str | Callable[[str], str]) -> Kin
         raise UserError(_sentence(kind, error.errors(include_url=False)[0], full)) from None
 
 
-def _sentence(kind: type[BaseModel], error: Any, full: Callable[[str], str]) -> str:
-    places = [part for part in error["loc"] if not (isinstance(part, str) and "[" in part) and part not in _UNION]
+def _sentence(kind: type[Section], error: Any, full: Callable[[str], str]) -> str:
+    places = error["loc"]
     key = full(str(places[0]))
     for part in places[1:]:
         key += f"[{part}]" if isinstance(part, int) else f".{part}"
     value, what = error["input"], error["type"]
     limits = error.get("ctx", {})
     if what == "extra_forbidden":
-        names = [name for name in _section(kind, places[:-1]).model_fields if name != "current"]
-        return f"{key}: unknown key{_among(places[-1], names)}"
+        for place in places[:-1]:
+            inner = kind.model_fields[place].annotation if place in kind.model_fields else None
+            sections = [one for one in (inner, *get_args(inner)) if isinstance(one, type) and issubclass(one, Section)]
+            kind = next(iter(sections), kind)
+        return f"{key}: unknown key{_among(places[-1], [name for name in kind.model_fields if name != 'current'])}"
     if what == "missing":
         return f"{key}: missing key"
     if what == "literal_error":
@@ -689,39 +682,15 @@ def _sentence(kind: type[BaseModel], error: Any, full: Callable[[str], str]) -> 
         return f"{key}: unknown value {_show(value)}{_among(value, known)}"
     if what == "value_error":
         return f"{key}: {limits['error']}, got {_show(value)}"
-    expected = _EXPECTED[what].format(**limits) if what in _EXPECTED else error["msg"]
-    hint = (
-        " (a radius is in pixel units of [0, 1]: write 8/255, not 8)" if places[-1] in ("train_eps", "radius") else ""
-    )
-    return f"{key}: expected {expected}, got {_show(value)}{hint if 'than' in what else ''}"
+    radius = places[-1] in ("train_eps", "radius") and "than" in what
+    hint = " (a radius is in pixel units of [0, 1]: write 8/255, not 8)" if radius else ""
+    expected = _WORDS.get(what.partition("_")[0]) or error["msg"].replace("Input should be ", "")
+    return f"{key}: expected {expected}, got {_show(value)}{hint}"
 
 
-_EXPECTED = {
-    "greater_than": "a number above {gt:g}",
-    "greater_than_equal": "a number at least {ge:g}",
-    "less_than": "a number below {lt:g}",
-    "less_than_equal": "a number at most {le:g}",
-    **dict.fromkeys(("int_from_float", "int_type", "int_parsing"), "a whole number"),
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
-    "string_type": "text",
-    "tuple_type": "a list",
-    "too_short": "at least one",
-    **dict.fromkeys(("dict_type", "model_type"), "a section with keys"),
-}
-"""What pydantic's kinds of errors mean, in words."""
-_UNION = ("int", "float", "literal", "constrained-int", "constrained-float")
-
-
-def _section(kind: type[BaseModel], places: Iterable[Any]) -> type[BaseModel]:
-    """The model of a nested section."""
-    for place in places:
-        if isinstance(place, str) and place in kind.model_fields:
-            inner: Any = kind.model_fields[place].annotation
-            found = [one for one in (inner, *getattr(inner, "__args__", ())) if isinstance(one, type)]
-            kind = next((one for one in found if issubclass(one, BaseModel)), kind)
-    return kind
+_WORDS = {"int": "a whole number", "bool": "true or false", "tuple": "a list", "too": "at least one"}
+_WORDS |= dict.fromkeys(("dict", "model"), "a section with keys")
+"""Where a kind of pydantic's errors has better words than pydantic's."""
 
 
 def _show(value: object) -> str:

@@ -6,7 +6,6 @@ with metadata), so it can be uploaded as it is; ``ebjdat.load(folder)`` opens it
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -54,7 +53,7 @@ def export(source: str | Path, folder: str | Path) -> Path:
     if described.gaussians is not None:
         with files.atomic(folder / GAUSSIANS) as handle:  # either may be a link into DVC's cache
             handle.write(model.gaussians_file().read_bytes())
-        described = dataclasses.replace(described, gaussians=GAUSSIANS)
+        described = described.model_copy(update={"gaussians": GAUSSIANS})
     exported.write(folder, model.network, architecture, described)
     return folder
 

@@ -103,7 +103,7 @@ def test_what_a_model_lacks_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not the file that ebjdat-jempp was trained with"):
         ebjdat.load(tmp_path / "a/b/c").sample(1)
     files.write_json(tmp_path / "a/b/c/model.json", described | {"colour": "red"})
-    with pytest.raises(UserError, match=r"model\.json does not describe a model of this project.*colour"):
+    with pytest.raises(UserError, match=r"model\.json: colour: unknown key.*describes no model of this project"):
         ebjdat.load(tmp_path / "a/b/c")
 
 

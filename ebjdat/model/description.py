@@ -7,23 +7,22 @@ prepared data's file, by path and hash; an exported model has its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
 
 from ebjdat import files
-from ebjdat.config import Setup, Variant, variant_from
+from ebjdat.config import Section, Setup, Variant, build
 from ebjdat.data.prepared import Prepared
 from ebjdat.errors import UserError
 from ebjdat.protocols import REVISIONS
 from ebjdat.run import Run
 
 NAME = "model.json"
-SCHEMA = 2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Description:
+class Description(Section):
     """A model without its weights.
 
     Attributes:
@@ -40,6 +39,7 @@ class Description:
         gaussians_sha256: of that file.
     """
 
+    form: Literal[2] = Field(alias="schema")
     profile: str
     model: str
     seed: int
@@ -58,12 +58,6 @@ class Description:
         """Which run it is."""
         return Run(self.profile, self.model, self.seed)
 
-    def plain(self) -> dict[str, Any]:
-        """As JSON values."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        recipe = None if self.recipe is None else self.recipe.plain()
-        return fields | {"schema": SCHEMA, "shape": list(self.shape), "recipe": recipe}
-
 
 def describe(setup: Setup, data: Prepared) -> Description:
     """The description of a model that was just trained."""
@@ -71,6 +65,7 @@ def describe(setup: Setup, data: Prepared) -> Description:
     if setup.recipe is not None and setup.recipe.chain_start == "informative" and isinstance(data.gaussians, Path):
         place, digest = data.gaussians.as_posix(), files.file_hash(data.gaussians)
     return Description(
+        schema=2,
         profile=run.profile,
         model=run.model,
         seed=run.seed,
@@ -104,23 +99,11 @@ def check(described: Description, setup: Setup, data: Prepared) -> None:
 
 
 def parse(value: Any, where: str) -> Description:
-    """A description from JSON values.
-
-    Raises:
-        UserError: a field is missing or unknown, or the recipe is not valid; the message says where.
-    """
+    """A description from JSON values. UserError: a field is missing, unknown or not valid; the message says where."""
     try:
-        fields = dict(value)
-        if fields.pop("schema") != SCHEMA:
-            raise ValueError(f"schema is not {SCHEMA}")
-        channels, height, width = (int(side) for side in fields.pop("shape"))
-        recipe = fields.pop("recipe")
-        parsed = None if recipe is None else variant_from(recipe, f"{where}: recipe")
-        return Description(**fields, shape=(channels, height, width), recipe=parsed)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{where} does not describe a model of this project ({error}): train or export it again"
-        ) from None
+        return build(Description, value, f"{where}: ")
+    except UserError as error:
+        raise UserError(f"{error}: this describes no model of this project, train or export it again") from None
 
 
 def read(folder: Path) -> Description:
