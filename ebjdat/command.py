@@ -1,7 +1,5 @@
 """What every stage does around its ``main``: one clear line for a user's mistake, and an exit code."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -430,23 +430,17 @@ class Setup:
         if self.variant is not None:  # nobody here knows how it was trained; how its chains run decides numbers
             plain["recipe"] = {name: plain["recipe"][name] for name in CHAINS}
             plain["variant"] = self.variant
-        if stage != "train":
-            plain["evaluation"] = self._evaluation(stage)
-        return plain
-
-    def _evaluation(self, stage: str) -> dict[str, Any]:
+        if stage == "train":
+            return plain
         named = {"masking": MASKING_INPUTS, "generate": ("generation",), "craft": ("transfer",)}
-        sections = named.get(stage, (stage,))
-        found: dict[str, Any] = {name: getattr(self.evaluation, name).plain() for name in sections}
-        if stage == "generate":
-            return found
-        # Noise inside a model is drawn per batch, so the batch size is part of some numbers.
-        found |= {"radius": self.evaluation.radius, "batch_size": self.evaluation.batch_size}
+        found: dict[str, Any] = {name: getattr(self.evaluation, name).plain() for name in named.get(stage, (stage,))}
+        if stage != "generate":  # noise inside a model is drawn per batch, so the batch size is part of some numbers
+            found |= {"radius": self.evaluation.radius, "batch_size": self.evaluation.batch_size}
         if stage in ("clean", "masking") and self.recipe is not None:  # the energies of fresh chains are measured there
             found["chain_steps"] = self.evaluation.generation.chain_steps
         if stage in ("transfer", "masking"):
             found["surrogates"] = dict(self.surrogates)
-        return found
+        return plain | {"evaluation": found}
 
 
 MASKING_INPUTS = ("clean", "autoattack", "transfer", "sweep", "eot")
@@ -468,7 +462,7 @@ def resolve(params: Params, run: Run, variant: str | None = None, surrogates: Ma
     """What params.yaml and its profile say about a run.
 
     Args:
-        surrogates: None: those of params.yaml.
+        surrogates: None: those of params.yaml, each with a digest of what decided its training.
         variant: of an imported checkpoint whose folder is not here, as its records say.
 
     Raises:
@@ -476,8 +470,13 @@ def resolve(params: Params, run: Run, variant: str | None = None, surrogates: Ma
     """
     check_model(params, run.model)
     profile = params.current
+    if surrogates is None:
+        setups = {name: resolve(params, replace(run, model=name), surrogates={}) for name in params.surrogates}
+        surrogates = {name: files.digest(setup.recorded("train")) for name, setup in setups.items()}
     if run.is_external:
-        variant = _imported_as(run) or variant
+        path = run.model_dir / IMPORTED
+        said = files.read_json(path) if path.is_file() else {}
+        variant = (said.get("variant") if isinstance(said, dict) else None) or variant
         if variant not in (None, *params.variants):
             raise UserError(f"{run} was imported as {variant}, which params.yaml has no longer: import it again")
     training = None if run.is_external else params.training(run.model)
@@ -490,25 +489,12 @@ def resolve(params: Params, run: Run, variant: str | None = None, surrogates: Ma
         training=training,
         recipe=params.recipe(f"base-{variant}" if run.is_external and variant else run.model),
         evaluation=profile.evaluation,
-        surrogates=surrogates if surrogates is not None else _trained(params, run),
+        surrogates=surrogates,
         device=params.device,
         devices=params.devices,
         variant=variant if run.is_external else None,
         helper=resolve(params, replace(run, model=HELPER), surrogates={}) if masked else None,
     )
-
-
-def _trained(params: Params, run: Run) -> dict[str, str]:
-    """The surrogates of params.yaml, each with a digest of what decided its training."""
-    setups = {name: resolve(params, replace(run, model=name), surrogates={}) for name in params.surrogates}
-    return {name: files.digest(setup.recorded("train")) for name, setup in setups.items()}
-
-
-def _imported_as(run: Run) -> str | None:
-    """The variant that the folder of an external model names; None where it names none, or is not here."""
-    path = run.model_dir / IMPORTED
-    said = files.read_json(path) if path.is_file() else {}
-    return said.get("variant") if isinstance(said, dict) else None
 
 
 def check_model(params: Params, model: str, where: str = "") -> None:
@@ -520,11 +506,7 @@ def check_model(params: Params, model: str, where: str = "") -> None:
 
 
 def load_params(folder: str | Path = ".", profile: str | None = None) -> Params:
-    """Read and validate ``params.yaml`` and the file of its profile.
-
-    Args:
-        folder: repository root.
-        profile: another profile than ``params.yaml`` names.
+    """Read and validate ``params.yaml`` of the repository's root and its profile's file, or that of another profile.
 
     Raises:
         UserError: a file is missing or not YAML, or a key is unknown, missing, of the wrong type or out of range; the
@@ -583,8 +565,6 @@ def _check(params: Params) -> None:
     for name in params.variants:
         if not re.fullmatch(r"[a-z0-9_]+", name):
             raise UserError(f"variants.{name}: a variant's name has a-z, 0-9 and _ only")
-    if not (params.current.evaluation.autoattack.alone or params.current.evaluation.autoattack.cascade):
-        raise UserError(f"params/{params.profile}.yaml: evaluation.autoattack: alone or cascade must be true")
     if params.variant not in params.variants:
         raise UserError(f"variant: unknown variant {params.variant!r}{_among(params.variant, params.variants)}")
     for key in ("surrogates", "seeds"):
@@ -601,11 +581,9 @@ def _check(params: Params) -> None:
         raise UserError(f"baselines, sources: one of {', '.join(both)} is named twice")
     for name in params.surrogates:
         check_model(params, name, "surrogates: ")
-    _check_profile(params)
-
-
-def _check_profile(params: Params) -> None:
     place, profile = f"params/{params.profile}.yaml: ", params.current
+    if not (profile.evaluation.autoattack.alone or profile.evaluation.autoattack.cascade):
+        raise UserError(f"{place}evaluation.autoattack: alone or cascade must be true")
     if (profile.network.depth - 4) % 6:
         raise UserError(f"{place}network.depth: expected 6 n + 4 (10, 16, 22, 28, 34), got {profile.network.depth}")
     models = [f"{method}-{variant}" for method in ("ebjdat", "base") for variant in params.variants]
@@ -630,11 +608,7 @@ def _check_profile(params: Params) -> None:
 
 
 def read_yaml(path: Path) -> Any:
-    """A YAML 1.2 file; a key that stands twice is refused.
-
-    Raises:
-        UserError: missing, unreadable or not YAML; the message names file and line.
-    """
+    """A YAML 1.2 file. UserError: missing, unreadable, not YAML or with a key twice; it names file and line."""
     from ruamel.yaml import YAML, YAMLError
 
     try:
@@ -674,11 +648,12 @@ def _sentence(kind: type[Section], error: Any, full: Callable[[str], str]) -> st
             inner = kind.model_fields[place].annotation if place in kind.model_fields else None
             sections = [one for one in (inner, *get_args(inner)) if isinstance(one, type) and issubclass(one, Section)]
             kind = next(iter(sections), kind)
-        return f"{key}: unknown key{_among(places[-1], [name for name in kind.model_fields if name != 'current'])}"
+        names = [field.alias or name for name, field in kind.model_fields.items() if name != "current"]
+        return f"{key}: unknown key{_among(places[-1], names)}"
     if what == "missing":
         return f"{key}: missing key"
     if what == "literal_error":
-        known = re.findall(r"'([^']*)'", limits["expected"])
+        known = [one.strip("'") for one in re.split(", | or ", limits["expected"])]
         return f"{key}: unknown value {_show(value)}{_among(value, known)}"
     if what == "value_error":
         return f"{key}: {limits['error']}, got {_show(value)}"

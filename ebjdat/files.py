@@ -4,10 +4,7 @@ A kill at any moment leaves the old file or the new one. A full disk or a read-o
 user's to mend, so it is told in one sentence and the earlier file stays.
 """
 
-from __future__ import annotations
-
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -22,15 +19,6 @@ import numpy as np
 
 from ebjdat.errors import UserError
 
-_REASONS = {
-    errno.EFBIG: "the file is larger than the system allows",
-    errno.ENOSPC: "the disk is full; free some space and run again",
-    errno.EDQUOT: "the disk quota is used up; free some space and run again",
-    errno.EROFS: "the file system is read-only",
-    errno.EACCES: "no permission to write there",
-    errno.EPERM: "no permission to write there",
-}
-
 
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[IO[bytes]]:
@@ -38,8 +26,7 @@ def atomic(path: str | Path) -> Iterator[IO[bytes]]:
 
     Parent folders are made. After an error the old file is untouched and nothing is left over.
 
-    Raises:
-        UserError: the disk is full, read-only or not permitted; the message names the file.
+    UserError: the disk is full, read-only or not permitted; the message names the file.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -51,7 +38,8 @@ def atomic(path: str | Path) -> Iterator[IO[bytes]]:
             os.fsync(handle.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        reason = error.strerror or str(error)
+        raise UserError(f"{path} could not be written: {reason}; mend that and run the same command again") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -67,36 +55,23 @@ def flush_folder(path: str | Path) -> None:
             os.close(handle)
 
 
-def _unwritable(path: Path, error: OSError) -> UserError:
-    reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
-    return UserError(f"{path} could not be written: {reason}")
-
-
 def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text with ``\\n`` line ends (errors: see :func:`atomic`)."""
     with atomic(path) as handle:
         handle.write(text.encode("utf-8"))
 
 
-def json_text(value: Any) -> str:
-    """Readable JSON with sorted keys: equal values give equal text.
+def write_json(path: str | Path, value: Any) -> None:
+    """Write readable JSON with sorted keys: equal values give equal bytes.
 
     Raises:
-        UserError: a number is NaN or infinite, which JSON does not have.
+        UserError: a number is NaN or infinite, which JSON does not have; also see :func:`atomic`.
     """
     try:
-        return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
-        raise UserError(f"a value is NaN or infinite ({error})") from None
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Write :func:`json_text` (errors: see there and :func:`atomic`)."""
-    try:
-        text = json_text(value)
-    except UserError as error:
-        raise UserError(f"{path} was not written: {error}") from None
-    write_text(path, text)
+        raise UserError(f"{path} was not written: a value is NaN or infinite ({error})") from None
+    write_text(path, f"{text}\n")
 
 
 def canonical(value: Any) -> bytes:

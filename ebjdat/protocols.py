@@ -9,8 +9,6 @@ leaves all of them as they were; that Table 1 runs each attack alone is inferred
 Radii and noises are in pixel units. A protocol is printed with every number that it produced.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -5,8 +5,6 @@ data, the weights' sha256, the protocol's settings and the stages' revisions. Ti
 runs of the same thing: they go to ``.scratch/times/`` and from there to MLflow.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -17,43 +15,48 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
+from pydantic import ConfigDict, Field
 
 from ebjdat import command, files
-from ebjdat.config import MASKING_INPUTS, Setup
+from ebjdat.config import MASKING_INPUTS, Section, Setup, build
 from ebjdat.errors import AuditError, UserError
 from ebjdat.protocols import PROTOCOLS, REVISIONS
 from ebjdat.run import Run
 from ebjdat.statistics import Rate, Result
 
-SCHEMA = 2
-STAGES = ("clean", "autoattack", "transfer", "sweep", "eot", "generate", "masking")
+Stage = Literal["clean", "autoattack", "transfer", "sweep", "eot", "generate", "masking"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
 """Stages that write a record, in the order of the pipeline."""
 
 Record = dict[str, Any]
-"""A validated record; see :data:`_FIELDS`."""
+"""A validated record; see :class:`Fields`."""
 
-_FIELDS: dict[str, type] = {
-    "schema": int,
-    "profile": str,
-    "model": str,
-    "seed": int,
-    "stage": str,
-    "revisions": dict,
-    "params": dict,
-    "data": str,
-    "weights": str,
-    "n": int,
-    "rates": dict,
-    "values": dict,
-    "audits": dict,
-    "warnings": dict,
-    "settings": dict,
-}
 _NAME = re.compile(r"[a-z0-9._/-]+")
 _PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "pyautoattack", "torch-fidelity")
+
+
+class Fields(Section):
+    """The fields of a record; see :class:`ebjdat.statistics.Result` for what a stage found."""
+
+    model_config = ConfigDict(strict=True)
+    form: Literal[2] = Field(alias="schema")
+    profile: str
+    model: str
+    seed: int
+    stage: Stage
+    revisions: dict[str, int]
+    params: dict[str, Any]
+    data: str
+    weights: str
+    n: int
+    rates: dict[str, dict[str, Any]]
+    values: dict[str, float]
+    audits: dict[str, dict[str, Any]]
+    warnings: dict[str, list[str]]
+    settings: dict[str, Any]
 
 
 def revisions(stage: str) -> dict[str, int]:
@@ -78,7 +81,7 @@ def write_record(setup: Setup, stage: str, result: Result, *, data: str, params:
     run = setup.run
     where = f"{run} {stage}"
     fields = {
-        "schema": SCHEMA,
+        "schema": 2,
         "profile": run.profile,
         "model": run.model,
         "seed": run.seed,
@@ -96,23 +99,33 @@ def write_record(setup: Setup, stage: str, result: Result, *, data: str, params:
     }
     record = validate(_plain(fields, where), where)
     files.write_json(run.record(stage), record)
-    _share(run, stage, record)
+    # A queued or temporary experiment runs in a copy: the main checkout gets its record, where it has none.
+    if not (main := files.main_checkout() / run.record(stage)).exists():
+        files.write_json(main, record)
     write_times(run, stage)
     return record
 
 
-def _share(run: Run, stage: str, record: Record) -> None:
-    """A queued or temporary experiment runs in a copy: the main checkout gets its record, where it has none."""
-    main = files.main_checkout() / run.record(stage)
-    if not main.exists():
-        files.write_json(main, record)
-
-
 def write_times(run: Run, stage: str) -> None:
     """What differs between two equal runs, for MLflow: time, host, device, memory, versions."""
-    path = times_path(run, stage)
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    found: dict[str, Any] = {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - command.STARTED, 3),
+        "cpu_seconds": round(time.process_time() + sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]), 3),
+        "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "host": socket.gethostname(),
+        "platform": f"{sys.platform}, Python {sys.version.split()[0]}",
+        "versions": {name: metadata.version(name) for name in _PACKAGES},
+        "device": "cpu",
+    }
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        found |= {"device": torch.cuda.get_device_name(), "peak_device_memory": torch.cuda.max_memory_allocated()}
     try:
-        files.write_json(path, _times())
+        files.write_json(times_path(run, stage), found)
     except UserError as error:
         print(f"warning: times of {run} {stage} are lost: {error}", file=sys.stderr)
 
@@ -217,35 +230,21 @@ def rates_of(record: Record) -> dict[str, Rate]:
 
 def validate(record: Any, where: str) -> Record:
     """Check a record's fields and numbers. UserError: what is wrong, and in which record."""
-    if not isinstance(record, dict):
-        raise UserError(f"{where}: expected a record, got {type(record).__name__}")
-    for name, kind in _FIELDS.items():
-        if name not in record:
-            raise UserError(f"{where}: the record has no field {name!r}")
-        if not isinstance(record[name], kind) or isinstance(record[name], bool):
-            raise UserError(f"{where}: field {name!r} has the wrong type {type(record[name]).__name__}")
-    unknown = sorted(set(record) - set(_FIELDS))
-    if unknown:
-        raise UserError(f"{where}: unknown field {unknown[0]!r}")
-    if record["schema"] != SCHEMA:
-        raise UserError(f"{where}: schema {record['schema']}, expected {SCHEMA}; delete it and run `dvc repro` again")
-    if record["stage"] not in STAGES:
-        raise UserError(f"{where}: unknown stage {record['stage']!r}")
+    try:
+        build(Fields, record, f"{where}: ")
+    except UserError as error:
+        raise UserError(f"{error}: delete the record and run `dvc repro` again") from None
     for name in (*record["rates"], *record["values"]):
         if not _NAME.fullmatch(name):
             raise AuditError(f"{where}: metric name {name!r} may hold a-z, 0-9 and . _ / - only")
     for name, rate in record["rates"].items():
-        _validate_rate(rate, f"{where}: rate {name}")
+        try:
+            counted = int(Rate(**rate).per_image().sum())
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where}: rate {name} is damaged: {error}") from None
+        if counted != rate["correct"]:
+            raise UserError(f"{where}: rate {name}: {rate['correct']} correct, but the flags count {counted}")
     return record
-
-
-def _validate_rate(fields: Any, where: str) -> None:
-    try:
-        flags = Rate(**fields).per_image()
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where} is damaged: {error}") from None
-    if int(flags.sum()) != fields["correct"]:
-        raise UserError(f"{where}: {fields['correct']} correct, but the flags count {int(flags.sum())}")
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -266,30 +265,3 @@ def _plain(value: Any, where: str) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"{where}: {type(value).__name__} has no place in a record")
-
-
-def _times() -> dict[str, Any]:
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    found: dict[str, Any] = {
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.monotonic() - command.STARTED, 3),
-        "cpu_seconds": round(time.process_time() + sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]), 3),
-        "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
-        "host": socket.gethostname(),
-        "platform": f"{sys.platform}, Python {sys.version.split()[0]}",
-        "versions": {name: version for name in _PACKAGES if (version := _version(name))},
-        "device": "cpu",
-    }
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        found |= {"device": torch.cuda.get_device_name(), "peak_device_memory": torch.cuda.max_memory_allocated()}
-    return found
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""

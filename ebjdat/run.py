@@ -1,7 +1,5 @@
 """Which run is meant: a profile, a model and a seed, and where its files lie. No run overwrites another."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

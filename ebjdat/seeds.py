@@ -1,7 +1,5 @@
 """Seeds of random streams."""
 
-from __future__ import annotations
-
 import hashlib
 
 

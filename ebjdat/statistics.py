@@ -1,15 +1,12 @@
-"""Counts with their uncertainty: Wilson intervals, paired tests on the same images, spread over seeds.
+"""Counts with their uncertainty: Wilson intervals, paired tests on the same images.
 
 A robust accuracy on 100 images is known to about +-10 points; two models judged on the same images
 are compared pair by pair, which is far sharper than comparing two intervals.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -32,7 +29,7 @@ class Rate:
     flags: str
 
     @classmethod
-    def of(cls, correct: Any) -> Rate:
+    def of(cls, correct: Any) -> Self:
         """From one boolean per image (any sequence or array of shape (N,)).
 
         Raises:
@@ -99,25 +96,14 @@ def wilson(correct: float, n: int) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """Two models on the same images.
-
-    Attributes:
-        n: images.
-        only_first: images that only the first model answers correctly.
-        only_second: images that only the second does.
-    """
+    """Two models on the same n images: how many only the first answers correctly, and how many only the second."""
 
     n: int
     only_first: int
     only_second: int
 
-    @property
-    def difference(self) -> float:
-        """Accuracy of the first minus accuracy of the second, in [-1, 1]."""
-        return (self.only_first - self.only_second) / self.n
-
     def interval(self) -> tuple[float, float]:
-        """95 % interval of the difference, after Bonett and Price (2012).
+        """95 % interval of the first's accuracy minus the second's, in [-1, 1], after Bonett and Price (2012).
 
         One pseudo-count per discordant cell keeps it honest where few images differ.
         """
@@ -128,30 +114,7 @@ class Paired:
 
 
 def paired(first: Rate, second: Rate) -> Paired:
-    """Compare two rates image by image on the images that both have (the shorter n).
-
-    Both count the same fixed test order, so the first min(n) images are the same ones.
-    """
+    """Compare two rates on the images that both have: both count the same fixed test order from its start."""
     n = min(first.n, second.n)
     a, b = first.per_image()[:n], second.per_image()[:n]
     return Paired(n, int((a & ~b).sum()), int((b & ~a).sum()))
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Mean and sample standard deviation over seeds; ``deviation`` is 0 for one seed."""
-
-    mean: float
-    deviation: float
-    seeds: int
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Mean and sample standard deviation. ValueError: no value."""
-    if not values:
-        raise ValueError("expected at least one value")
-    mean = math.fsum(values) / len(values)
-    if len(values) == 1:
-        return Spread(mean, 0.0, 1)
-    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return Spread(mean, math.sqrt(variance), len(values))

@@ -108,19 +108,17 @@ class Store:
         self.client, self.experiment, self.uri = client, experiment, uri
 
     @classmethod
-    def open(cls, profile: str) -> Store:
+    def open(cls, profile: str) -> Self:
         """Connect, making the store and the profile's experiment where they are missing."""
         uri = address()
         with _using(uri):
-            _probe(uri)
             client = _client(uri)
             found = client.get_experiment_by_name(profile)
             folder = Path(uri.removeprefix(_SQLITE)).with_name("mlartifacts") / profile
             location = folder.as_uri() if uri.startswith(_SQLITE) else None
             if found is None:
                 tags = {_NOTE: _ABOUT.format(profile=profile)}
-                made = client.create_experiment(profile, artifact_location=location, tags=tags)
-                return cls(client, made, uri)
+                return cls(client, client.create_experiment(profile, location, tags), uri)
             if found.lifecycle_stage != "active":
                 raise TrackingError(
                     f"the experiment {profile} of the MLflow store {_shown(uri)} was deleted: restore it "
@@ -135,21 +133,27 @@ class Store:
         with self.using():
             return list(self.client.search_runs([self.experiment], f"tags.`{KEY}` != ''", max_results=50_000))
 
-    def log(self, run_id: str, points: Sequence[Point] = (), tags: Mapping[str, str] = {}) -> None:
-        """Log metrics, then tags."""
+    def log(
+        self,
+        run_id: str,
+        points: Sequence[Point] = (),
+        tags: Mapping[str, str] = {},
+        params: Mapping[str, str] = {},
+    ) -> None:
+        """Log metrics, then params (fewer than MLflow takes at once), and tags last."""
         with self.using():
-            _log(self.client, run_id, points=points, tags=tags)
+            from mlflow.entities import Metric, Param, RunTag
+
+            metrics = [Metric(name, value, moment, step) for name, value, step, moment in points]
+            for start in range(0, len(metrics), _BATCH):
+                self.client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
+            told = [RunTag(name, value[:_TAG_LENGTH]) for name, value in tags.items()]
+            self.client.log_batch(run_id, params=[Param(name, value) for name, value in params.items()], tags=told)
 
     def attach(self, run_id: str, folder: str) -> None:
         """Keep the files in a folder with a run."""
         with self.using():
             self.client.log_artifacts(run_id, folder)
-
-    def begin(self, run_id: str) -> int:
-        """Mark a run as running; returns the last epoch of its curves, 0 without any."""
-        with self.using():
-            self.client.update_run(run_id, "RUNNING")
-            return int(self.client.get_run(run_id).data.metrics.get("epochs", 0))
 
     def finish(self, run_id: str, status: str = "FINISHED") -> None:
         """End a run: FINISHED, FAILED or KILLED."""
@@ -199,7 +203,7 @@ def find_or_create(store: Store, run: Run, trained: Mapping[str, Any]) -> str:
         }
         made = store.client.create_run(store.experiment, run_name=f"{run.model}-{run.seed}", tags=tags).info.run_id
         params = {name: str(value) for name, value in files.flat(trained).items()}
-        _log(store.client, made, params=params, tags={KEY: key})  # the key comes last: it says "complete"
+        store.log(made, tags={KEY: key}, params=params)  # the key comes last: it says "complete"
         return str(made)
 
 
@@ -276,22 +280,27 @@ class Curves:
         """Thread: connect, then log what comes until the end mark."""
         try:
             store = Store.open(self._run.profile)
-            run_id = find_or_create(store, self._run, self._trained)
-            last = store.begin(run_id)
             with contextlib.ExitStack() as load:
-                load.enter_context(_machine_load(store.uri, run_id))
+                run_id, last = self._begin(store, load)
                 while (entry := self._waiting.get()) is not None:
                     points, tags = entry
                     if last and points and points[0][2] == 1:  # nothing was resumed: the curves are of other weights
                         load.close()
                         store.discard(run_id)
-                        run_id = find_or_create(store, self._run, self._trained)
-                        last = store.begin(run_id)
-                        load.enter_context(_machine_load(store.uri, run_id))
+                        run_id, last = self._begin(store, load)
                     store.log(run_id, [point for point in points if point[2] > last], tags)
             store.finish(run_id, self._status)
         except TrackingError as error:
             self._fail(error)
+
+    def _begin(self, store: Store, load: contextlib.ExitStack) -> tuple[str, int]:
+        """Mark the run as running; its id and the last epoch of its curves."""
+        run_id = find_or_create(store, self._run, self._trained)
+        with store.using():
+            store.client.update_run(run_id, "RUNNING")
+            last = int(store.client.get_run(run_id).data.metrics.get("epochs", 0))
+        load.enter_context(_machine_load(store.uri, run_id))
+        return run_id, last
 
     def _fail(self, error: TrackingError) -> None:
         told, self._failure = self._failure is not None, error
@@ -470,26 +479,15 @@ def _times(run: Run, stage: str) -> tuple[dict[str, float], dict[str, str]]:
     )
 
 
-def _log(
-    client: Any,
-    run_id: str,
-    *,
-    points: Sequence[Point] = (),
-    params: Mapping[str, str] = {},
-    tags: Mapping[str, str] = {},
-) -> None:
-    """Log metrics, then params (fewer than MLflow takes at once), and tags last."""
-    from mlflow.entities import Metric, Param, RunTag
-
-    metrics = [Metric(name, value, moment, step) for name, value, step, moment in points]
-    for start in range(0, len(metrics), _BATCH):
-        client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
-    few = [Param(name, value) for name, value in params.items()]
-    client.log_batch(run_id, params=few, tags=[RunTag(name, value[:_TAG_LENGTH]) for name, value in tags.items()])
-
-
 def _client(uri: str) -> Any:
-    """An MLflow client that sends no telemetry, asks git nothing and gives up after seconds."""
+    """An MLflow client that sends no telemetry, asks git nothing and gives up after seconds.
+
+    Fails at once where MLflow would try for minutes: no database, not writable, locked for long.
+    """
+    if uri.startswith(_SQLITE):
+        with contextlib.closing(sqlite3.connect(uri.removeprefix(_SQLITE), timeout=5)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            database.rollback()
     for name, value in {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
@@ -505,14 +503,6 @@ def _client(uri: str) -> Any:
     except ImportError as error:
         raise TrackingError(f"MLflow cannot be imported ({error})") from None
     return MlflowClient(tracking_uri=uri)
-
-
-def _probe(uri: str) -> None:
-    """Fail at once where MLflow would try for minutes: no database, not writable, locked for long."""
-    if uri.startswith(_SQLITE):
-        with contextlib.closing(sqlite3.connect(uri.removeprefix(_SQLITE), timeout=5)) as database:
-            database.execute("BEGIN IMMEDIATE")
-            database.rollback()
 
 
 def _move_artifacts(uri: str, profile: str, old: str, new: str) -> None:
@@ -548,7 +538,7 @@ def _using(uri: str) -> Iterator[None]:
 
         lock = files.scratch("mlflow.lock")
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(lock, timeout=_LOCK_SECONDS):
+        with filelock.FileLock(lock, timeout=_LOCK_SECONDS, is_singleton=True):  # may be held twice by one thread
             yield
     except UserError:
         raise

@@ -637,7 +637,7 @@ def test_flags_of_two_models_can_be_compared_image_by_image(images: tuple[Tensor
         for model in (trained(adversarial=True), trained())
     )
     comparison = paired(robust, plain)
-    assert comparison.difference == pytest.approx(robust.accuracy - plain.accuracy)
+    assert comparison.only_first - comparison.only_second == robust.correct - plain.correct
     assert comparison.only_first > comparison.only_second
 
 

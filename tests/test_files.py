@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -35,13 +36,11 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(
-    ("code", "message"), [(errno.ENOSPC, "disk is full"), (errno.EROFS, "read-only"), (errno.EACCES, "no permission")]
-)
-def test_a_disk_that_refuses_is_told_in_one_sentence(tmp_path: Path, code: int, message: str) -> None:
-    path = tmp_path / "value.txt"
-    with pytest.raises(UserError, match=rf"value\.txt could not be written: .*{message}"), files.atomic(path):
-        raise OSError(code, "refused")
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_disk_that_refuses_is_told_in_one_sentence(tmp_path: Path, code: int) -> None:
+    path, reason = tmp_path / "value.txt", os.strerror(code)
+    with pytest.raises(UserError, match=rf"value\.txt could not be written: {reason}; mend that"), files.atomic(path):
+        raise OSError(code, reason)
     assert not path.exists()
 
 

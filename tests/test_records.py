@@ -105,11 +105,11 @@ def test_a_value_that_json_does_not_have_is_refused() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("schema", 1, "schema 1, expected 2"),
-        ("stage", "cleen", "unknown stage 'cleen'"),
-        ("seed", "0", "field 'seed' has the wrong type str"),
-        ("n", True, "field 'n' has the wrong type bool"),
-        ("extra", 1, "unknown field 'extra'"),
+        ("schema", 1, "schema: unknown value 1; known: 2"),
+        ("stage", "cleen", "stage: unknown value 'cleen' (did you mean clean?); known: clean, autoattack, "),
+        ("seed", "0", "seed: expected a whole number, got '0'"),
+        ("n", True, "n: expected a whole number, got True"),
+        ("extra", 1, "extra: unknown key; known: schema, profile, "),
         ("rates", {"standard/clean": {"correct": 4, "n": 4, "flags": "e0"}}, "4 correct, but the flags count 3"),
         ("rates", {"standard/clean": {"correct": 1, "n": 4, "flags": "zz"}}, "rate standard/clean is damaged"),
         ("rates", {"standard/clean": {"correct": 1}}, "rate standard/clean is damaged"),

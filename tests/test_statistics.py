@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from ebjdat.results.statistics import Difference, holm, verdicts
-from ebjdat.statistics import Paired, Rate, paired, spread, wilson
+from ebjdat.statistics import Paired, Rate, paired, wilson
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 10), (10, 10), (1, 100), (78, 100), (6446, 10_000)])
@@ -40,7 +40,6 @@ def test_anything_but_one_flag_per_image_is_refused(wrong: list[object]) -> None
 def test_pairs_count_only_the_images_that_both_models_have() -> None:
     pair = paired(Rate.of([True, True, False]), Rate.of([True, False, True, True, True]))
     assert pair == Paired(3, 1, 1)
-    assert pair.difference == 0
 
 
 def test_the_interval_of_a_paired_difference_covers_the_truth() -> None:
@@ -48,15 +47,6 @@ def test_the_interval_of_a_paired_difference_covers_the_truth() -> None:
     cells = rng.multinomial(100, [0.6, 0.15, 0.05, 0.2], 2000)  # both, only first, only second, none
     intervals = (Paired(100, int(c[1]), int(c[2])).interval() for c in cells)
     assert 0.93 <= np.mean([low <= 0.10 <= high for low, high in intervals]) <= 0.98
-
-
-def test_spread_is_mean_and_sample_deviation() -> None:
-    values = [0.7, 0.8, 0.75]
-    found = spread(values)
-    assert (found.mean, found.deviation, found.seeds) == pytest.approx((np.mean(values), np.std(values, ddof=1), 3))
-    assert spread([0.5]).deviation == 0
-    with pytest.raises(ValueError, match="at least one"):
-        spread([])
 
 
 # Differences and verdicts

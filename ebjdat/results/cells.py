@@ -1,7 +1,5 @@
 """How one number becomes the text of a cell, and what a table is; docs/statistics.md says how to read them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ import pandas as pd
 from ebjdat.protocols import Protocol, as_fraction
 from ebjdat.results.frame import Results
 from ebjdat.results.names import display_name, generates
-from ebjdat.statistics import spread, wilson
+from ebjdat.statistics import wilson
 
 LONGEST_CAPTION = 240
 """Characters, about two lines; what needs more words stands in docs/statistics.md."""
@@ -92,23 +90,21 @@ def accuracy_text(values: pd.Series, n: int) -> str:
 
     Seeds share their test images, so more seeds do not narrow what the images leave open.
     """
-    over, many = spread(list(values)), n >= 1000
-    low, high = (f"{100 * end:.{1 if many else 0}f}" for end in wilson(min(over.mean * n, n), n))
+    many = n >= 1000
+    low, high = (f"{100 * end:.{1 if many else 0}f}" for end in wilson(min(values.mean() * n, n), n))
     return f"{_with_spread(values, 100.0, 2 if many else 1)} [{low}, {high}]"
 
 
 def value_text(values: pd.Series) -> str:
     """Plain numbers by seed, such as distances: mean, deviation, number of seeds."""
-    over = spread(list(values))
-    size = max(abs(over.mean), over.deviation)  # a mean near 0 needs no more digits than its spread
+    size = max(abs(values.mean()), values.std() if len(values) > 1 else 0.0)  # near 0 the spread decides
     digits = 2 if size >= 0.1 or size == 0 else 2 - math.floor(math.log10(size))
     return _with_spread(values, 1.0, min(digits, 6))
 
 
 def _with_spread(values: pd.Series, scale: float, digits: int) -> str:
-    over = spread(list(values))
-    text = f"{scale * over.mean:.{digits}f}"
-    return text if over.seeds == 1 else f"{text} ±{scale * over.deviation:.{digits}f} ({over.seeds})"
+    text = f"{scale * values.mean():.{digits}f}"
+    return text if len(values) == 1 else f"{text} ±{scale * values.std():.{digits}f} ({len(values)})"
 
 
 def short(results: Results, model: str, metric: str) -> str:
@@ -132,11 +128,6 @@ def _plain(results: Results, model: str, metric: str) -> str:
     if values.empty:
         return "" if metric.startswith("generate/") and not generates(model) else results.missing(model, metric)
     return accuracy_text(values, min(images)) if images else value_text(values)
-
-
-def per_seed(results: Results, first: str, second: str, metric: str) -> list[float]:
-    """First minus second for every seed that both models have."""
-    return list((results.values(first, metric) - results.values(second, metric)).dropna())
 
 
 AUTOATTACK = "autoattack/standard/autoattack"

@@ -7,8 +7,6 @@ enough. Every other pair is shown and called not comparable, with one reason. A 
 attempt at the published one and is not shown.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby

@@ -3,12 +3,11 @@
 docs/statistics.md says how cells, intervals and verdicts are to be read.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ebjdat.config import MASKING_INPUTS
 from ebjdat.evaluation.masking import VERDICTS
 from ebjdat.protocols import PROTOCOLS, STANDARD, Protocol, as_fraction
 from ebjdat.results import cells, names
@@ -289,15 +288,7 @@ def readme(results: Results) -> Table:
     """The current variant and the baselines in four numbers, for the README."""
     variant, distance = results.params.variant, distances(results)[0]
     columns = names.COMPARED | {names.DISTANCES[distance]: f"generate/generation/{distance}"}
-    ours = [
-        f"{method}-{variant}"
-        for method, variant in (
-            ("ebjdat", variant),
-            ("ebjdat", f"{variant}_energy"),
-            ("base", variant),
-            ("control", variant),
-        )
-    ]
+    ours = [f"ebjdat-{variant}", f"ebjdat-{variant}_energy", f"base-{variant}", f"control-{variant}"]
     known = names.with_records(results)
     models = [model for model in [*ours, *names.baselines(results)] if model in known] or ours[:1]
     extra = "± over seeds; accuracies in %; distance: lower is better."
@@ -310,14 +301,9 @@ def settings(results: Results) -> Table:
     evaluation = results.params.current.evaluation
     by_protocol = [_cells(results, protocol) for protocol in PROTOCOLS.values()]
     rows = {name: [found[name] for found in by_protocol] for name in by_protocol[0]}
-    stages = {
-        "PGD-20": "clean",
-        "AutoAttack": "autoattack",
-        "transfer": "transfer",
-        "APGD-CE": "sweep",
-        "EOT-PGD": "eot",
-    }
-    counts = ", ".join(f"{getattr(evaluation, stage).images} ({name})" for name, stage in stages.items())
+    attacks = ("PGD-20", "AutoAttack", "transfer", "APGD-CE", "EOT-PGD")
+    images = [getattr(evaluation, stage).images for stage in MASKING_INPUTS]
+    counts = ", ".join(f"{n} ({name})" for n, name in zip(images, attacks, strict=True))
     text = f"{cells.about(results)}. The first {counts} test images."
     return Table("settings", "What each cell runs", text, cells.grid("Cell", PROTOCOLS, rows))
 
@@ -334,6 +320,8 @@ def _cells(results: Results, protocol: Protocol) -> dict[str, str]:
         f"{cell.samples} samples" + (f" with noise of sigma {eot.sigma:g} inside" if cell.noise == "noise" else "")
         for cell in eot.cells
     ]
+    run_whole = results.params.current.evaluation.autoattack.cascade
+    joined = f"AutoAttack, version standard: {'the cascade' if run_whole else 'worst case of its four attacks'}"
     by_sigma: dict[float, list[str]] = {}  # noise that labelled images had in training, pixel units
     for variant in names.variants(results):
         recipe = results.params.variants[variant]
@@ -344,7 +332,7 @@ def _cells(results: Results, protocol: Protocol) -> dict[str, str]:
         "input noise": "; ".join([*noise, "else none"]) if noise else "none",
         "PGD-20": f"{pgd.steps} steps of {pgd.step:g} r, one random start",
         "Table 1, each attack alone": "; ".join(alone),
-        "Table 1, all attacks": _joined(results, protocol),
+        "Table 1, all attacks": joined if protocol.table1.cascade else "their union without FAB, and with it",
         "Table 2": f"{_list(map(str.upper, transfer.attacks))}: {transfer.steps} steps of {transfer.step:g} r; decay "
         f"{transfer.decay:g}; VMI and VNI: {' or '.join(map(str, transfer.neighbours))} neighbours within "
         f"{transfer.beta:g} r",
@@ -355,23 +343,16 @@ def _cells(results: Results, protocol: Protocol) -> dict[str, str]:
     }
 
 
-def _joined(results: Results, protocol: Protocol) -> str:
-    if not protocol.table1.cascade:
-        return "their union without FAB, and with it"
-    cascade = results.params.current.evaluation.autoattack.cascade
-    return "AutoAttack, version standard: " + ("the cascade" if cascade else "worst case of its four attacks")
-
-
 def _list(items: Iterable[object]) -> str:
     return ", ".join(f"{item:g}" if isinstance(item, float) else str(item) for item in items)
 
 
 def trained(results: Results) -> Table:
     """How each model of the tables was trained."""
-    rows = {}
-    for model in names.all_models(results):
+    rows, run = {}, {model for model, _ in results.frame.index}
+    for model in (model for model in names.all_models(results) if model in run):
         setup = results.setup(model)
-        if setup.training is None or not any(model == known for known, _ in results.frame.index):
+        if setup.training is None:
             continue
         recipe, training = setup.recipe, setup.training
         adversarial = model in set(BASELINES) - {"undefended"} or (recipe is not None and recipe.w_adversarial > 0)

@@ -4,8 +4,6 @@ Equal numbers give equal bytes on one machine. Dark on white; colours are Okabe 
 vision deficiencies can tell apart, and every colour comes with a shape, a dash or a label.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Callable, Mapping

@@ -4,8 +4,6 @@ What is asked, of whom and with which margins stands in studies.yaml; the verdic
 :func:`ebjdat.results.statistics.verdicts`, together for all questions about one model.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -68,7 +66,7 @@ def _asked(results: Results, model: str) -> Iterator[tuple[Question, Difference]
         metric = about["metric"]
         for rival, other in rivals(model).items():
             pairs = list(results.pairs(model, other, metric).values())
-            values = cells.per_seed(results, model, other, metric)
+            values = list((results.values(model, metric) - results.values(other, metric)).dropna())
             if pairs or values:
                 found = Difference.of_rates(pairs) if pairs else Difference.of_values(values)
                 yield Question(model, quantity, rival), found

@@ -4,8 +4,6 @@ Numbers come from MLflow where its store answers, else from the record files, wh
 parameters or revisions than today's are left out and counted. Per-image flags always come from the record files.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import warnings
@@ -58,10 +56,8 @@ class Results:
 
     def values(self, model: str, metric: str) -> pd.Series:
         """A metric ``<stage>/<metric>`` of a model by seed; empty where there is none."""
-        part = self._by_model.get(model, {})
-        if metric not in part:
-            return pd.Series(dtype=float)
-        return part[metric]
+        found = self._by_model.get(model, {}).get(metric)
+        return pd.Series(dtype=float) if found is None else found
 
     @functools.cached_property
     def _by_model(self) -> dict[str, dict[str, pd.Series]]:
@@ -155,7 +151,10 @@ def from_records(params: Params, found: Iterable[Record]) -> Results:
     weights = {run_of(record): record["weights"] for record in found if record["stage"] == "clean"}
     for record in found:
         key = record["model"], record["seed"], record["stage"]
-        reason = _outdated(params, record)
+        try:
+            reason = outdated(record, resolve(params, run_of(record), record["params"].get("variant")))
+        except UserError as error:  # a variant that params.yaml has no longer
+            reason = str(error)
         here = weights.setdefault(run_of(record), record["weights"])
         if not reason and record["weights"] != here:
             reason = "about other weights than the other records of its run"
@@ -164,13 +163,6 @@ def from_records(params: Params, found: Iterable[Record]) -> Results:
         else:
             current[key] = current_part(record)
     return Results(params, _frame((one, tracking.metrics_of(one)) for one in current.values()), current, older)
-
-
-def _outdated(params: Params, record: Record) -> str:
-    try:
-        return outdated(record, resolve(params, run_of(record), record["params"].get("variant")))
-    except UserError as error:  # a variant that params.yaml has no longer
-        return str(error)
 
 
 def frame_from_store(found: pd.DataFrame, records: Collection[Record]) -> pd.DataFrame:

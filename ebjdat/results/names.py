@@ -1,7 +1,5 @@
 """What models are called in tables, in which order they stand, and which stand where."""
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 What is not on this machine is said in a sentence. Numbers are those of the tables and of the records behind them.
 """
 
-from __future__ import annotations
-
 import platform
 import re
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The paper's tables in the paper's form: its rows, columns and names, one number per cell, as Markdown and LaTeX."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Files for ``dvc plots``: the current model, first seed, under names that stay; readers of what they show."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any

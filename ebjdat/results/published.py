@@ -1,7 +1,5 @@
 """Published numbers of EB-JDAT, read from published.yaml: no published number stands anywhere else."""
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,10 +1,9 @@
 """Differences of two models over images and seeds, and what may be said of them; docs/statistics.md explains both."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from scipy import stats
@@ -35,13 +34,13 @@ class Difference:
     images: int = 0
 
     @classmethod
-    def of_values(cls, values: Sequence[float]) -> Difference:
+    def of_values(cls, values: Sequence[float]) -> Self:
         """From one difference per seed."""
         error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
         return cls(float(np.mean(values)), error, len(values) - 1, len(values))
 
     @classmethod
-    def of_rates(cls, pairs: Sequence[tuple[Rate, Rate]]) -> Difference:
+    def of_rates(cls, pairs: Sequence[tuple[Rate, Rate]]) -> Self:
         """From one pair of rates per seed, all on the same images (the shortest n), in points.
 
         Seeds and images are crossed: the variance is that of the pigeonhole bootstrap (Owen 2007) over both, in closed

@@ -3,19 +3,18 @@
 Every sentence is made from the verdicts of :mod:`ebjdat.results.findings`; docs/statistics.md explains them.
 """
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Iterator, Mapping
 
+import numpy as np
 from scipy import stats
 
 from ebjdat.results.findings import RIVALS, Finding, Question, findings
 from ebjdat.results.frame import Results
 from ebjdat.results.names import COMPARED, FORMS, display_name
 from ebjdat.results.statistics import VERDICTS, count_seeds
-from ebjdat.statistics import spread, wilson
+from ebjdat.statistics import wilson
 
 AUTOATTACK = COMPARED["AutoAttack"]
 GAP = "E(x_adv) - E(x)"
@@ -128,9 +127,9 @@ def check(results: Results) -> str:
 
 def _next(values: list[float], n: int) -> tuple[float, float]:
     """95 % range of one more training run on the same images, in per cent; of one run, its Wilson interval."""
-    over = spread(values)
-    if over.seeds == 1:
-        low, high = wilson(over.mean * n / 100, n)
+    mean, seeds = float(np.mean(values)), len(values)
+    if seeds == 1:
+        low, high = wilson(mean * n / 100, n)
         return 100 * low, 100 * high
-    half = float(stats.t.ppf(0.975, over.seeds - 1)) * over.deviation * math.sqrt(1 + 1 / over.seeds)
-    return max(0.0, over.mean - half), min(100.0, over.mean + half)
+    half = float(stats.t.ppf(0.975, seeds - 1) * np.std(values, ddof=1)) * math.sqrt(1 + 1 / seeds)
+    return max(0.0, mean - half), min(100.0, mean + half)

@@ -3,8 +3,6 @@
 :func:`render` is a pure function of the numbers: the same records give the same bytes.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Mapping
