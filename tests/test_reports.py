@@ -246,7 +246,6 @@ KNOWN = {
     ("results/figures.py", "figure.savefig"),  # into memory
     ("evaluation/transfer.py", "shutil.copytree"),  # into a folder that was removed
     ("tracking.py", "path.write_bytes"),  # below temporary folders
-    ("evaluation/inception.py", "script.write_bytes"),
     ("stages/repro.py", "log_of(name).open"),  # below .scratch
 }
 

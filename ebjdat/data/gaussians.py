@@ -9,10 +9,9 @@ here. The fit is float64, the stored factors float32 lower triangles packed row 
 189 MB for CIFAR-10, half of the full matrices.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -40,9 +39,9 @@ class Mixture:
     chol: Tensor
     shape: tuple[int, int, int]
 
-    def to(self, device: torch.device | str) -> Mixture:
+    def to(self, device: torch.device | str) -> Self:
         """The same mixture on ``device``."""
-        return Mixture(self.mean.to(device), self.chol.to(device), self.shape)
+        return replace(self, mean=self.mean.to(device), chol=self.chol.to(device))
 
     def sample(self, n: int, generator: torch.Generator, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Draw images (n, C, H, W) float32 clamped to [0, 1] and labels (n,) int64, on the mixture's device.

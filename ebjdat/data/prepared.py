@@ -7,8 +7,6 @@ Splits and order depend on the split seed alone, so that "the first n test image
 evaluation.
 """
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """A data set as its owner publishes it, before any split."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

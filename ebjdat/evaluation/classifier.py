@@ -6,9 +6,6 @@ the class that was asked for. It is trained on the train split with a fixed seed
 the models, so that all of them are measured with one ruler.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,7 +14,7 @@ from torch import Tensor, nn
 
 from ebjdat import files
 from ebjdat.errors import UserError
-from ebjdat.model.store import model_digest, read_payload
+from ebjdat.model.store import read_payload
 
 EPOCHS = 20
 BATCH = 64
@@ -59,21 +56,11 @@ class Classifier(nn.Module):
         return F.relu(self.third(out)).mean((2, 3))
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A trained classifier.
+def train_classifier(images: Tensor, labels: Tensor, device: torch.device, epochs: int = EPOCHS) -> Classifier:
+    """Train on uint8 images (N, 3, H, W) with labels (N,) int64; Adam, one-cycle, fixed seed.
 
-    Attributes:
-        network: in eval mode, without parameter gradients, on the CPU.
-        sha256: of its weights.
+    Returns the network in eval mode, without parameter gradients, on the CPU.
     """
-
-    network: Classifier
-    sha256: str
-
-
-def train_classifier(images: Tensor, labels: Tensor, device: torch.device, epochs: int = EPOCHS) -> Trained:
-    """Train on uint8 images (N, 3, H, W) with labels (N,) int64; Adam, one-cycle, fixed seed."""
     generator = torch.Generator().manual_seed(SEED)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
@@ -92,8 +79,7 @@ def train_classifier(images: Tensor, labels: Tensor, device: torch.device, epoch
     network = network.eval().requires_grad_(False)
     squares = [network.features(part.to(device)).square().mean(1) for part in images.split(500)]
     network.scale.copy_(torch.cat(squares).mean().sqrt())
-    network = network.cpu()
-    return Trained(network, model_digest(network))
+    return network.cpu()
 
 
 def predict(network: Classifier, images: Tensor, device: torch.device, batch_size: int = 500) -> Tensor:
@@ -109,17 +95,12 @@ def save_classifier(path: Path, network: Classifier) -> None:
         torch.save({"width": network.width, "state": network.state_dict()}, handle)
 
 
-def load_classifier(path: Path) -> Trained:
-    """Read a classifier.
-
-    Raises:
-        UserError: the file is missing, damaged or of another network.
-    """
+def load_classifier(path: Path) -> Classifier:
+    """Read a classifier. UserError: the file is missing, damaged or of another network."""
     payload = read_payload(path)
     try:
         network = Classifier(payload["width"])
         network.load_state_dict(payload["state"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{path} is not a classifier of this project: {str(error).splitlines()[0]}") from None
-    network.eval().requires_grad_(False)
-    return Trained(network, model_digest(network))
+    return network.eval().requires_grad_(False)

@@ -5,8 +5,6 @@ kind of images mean and spread, the gap to the clean images with its sign, and t
 distributions. Energies are in nats, from the best checkpoint and images without input noise.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -45,13 +43,9 @@ class Adversary:
     bound: float
 
 
-@dataclass(frozen=True)
-class Seen:
-    """E(x), E(x, y), and the label's logit minus the largest other one, per image; the last two only with labels."""
-
-    energy: np.ndarray
-    label_energy: np.ndarray | None
-    margin: np.ndarray | None
+Seen = Mapping[str, np.ndarray]
+"""Per image ``energy`` E(x); with labels also ``label-energy`` E(x, y) and ``margin``, the label's logit minus the
+largest other one."""
 
 
 def evaluate(
@@ -91,7 +85,8 @@ def evaluate(
     kinds |= {name: (images, None) for name, images in sets.items()}
     seen = {name: _look(best, images, labels, batches) for name, (images, labels) in kinds.items()}
     values |= _energies(seen) | _alignment({name: seen[name] for name in seen if name not in sets})
-    values |= _detection(seen, sets)
+    for name in sets:  # how well a higher E(x) tells outliers from test images
+        values[f"ood/{name}/auroc"] = distributions.auroc(seen[name]["energy"], seen["clean"]["energy"])
     table = _reliability(best, x, y, batches)
     values["calibration/ece"] = distributions.expected_calibration_error(table)
     zero = zero_share(input_gradient(best, x, y, cross_entropy, batches))
@@ -104,7 +99,7 @@ def evaluate(
         values=values,
         audits=audits,
         settings={case.name: case.settings("pgd") for case in cases},
-        arrays=_arrays(seen)
+        arrays={f"{kind}/{name}": column for kind, found in seen.items() for name, column in found.items()}
         | _pictures(best, case, kinds["adversarial"][0], batches)
         | {f"reliability/{name}": column for name, column in table.items()}
         | {"label": y.cpu().numpy()},
@@ -191,21 +186,23 @@ def _targeted(
 
 def _look(model: nn.Module, x: Tensor, y: Tensor | None, batches: Batches) -> Seen:
     logits = logits_of(model, x, batches)
-    if y is None:
-        return Seen(energy(logits).cpu().numpy(), None, None)
-    return Seen(energy(logits).cpu().numpy(), energy(logits, y).cpu().numpy(), (-margin(logits, y)).cpu().numpy())
+    found = {"energy": energy(logits)}
+    if y is not None:
+        found |= {"label-energy": energy(logits, y), "margin": -margin(logits, y)}
+    return {name: column.cpu().numpy() for name, column in found.items()}
 
 
 def _energies(seen: Mapping[str, Seen]) -> dict[str, float]:
     """``energy/<kind>/mean``, ``/std`` and ``/label-mean``, ``energy/gap-<kind>``, ``margin/<kind>/mean``."""
     values: dict[str, float] = {}
     for kind, found in seen.items():
-        values |= {f"energy/{kind}/mean": float(found.energy.mean()), f"energy/{kind}/std": float(found.energy.std())}
-        if found.label_energy is not None and found.margin is not None:
-            values[f"energy/{kind}/label-mean"] = float(found.label_energy.mean())
-            values[f"margin/{kind}/mean"] = float(found.margin.mean())
+        energies = found["energy"]
+        values |= {f"energy/{kind}/mean": float(energies.mean()), f"energy/{kind}/std": float(energies.std())}
+        if "margin" in found:
+            values[f"energy/{kind}/label-mean"] = float(found["label-energy"].mean())
+            values[f"margin/{kind}/mean"] = float(found["margin"].mean())
         if kind != "clean":
-            values[f"energy/gap-{kind}"] = distributions.gap(found.energy, seen["clean"].energy)
+            values[f"energy/gap-{kind}"] = distributions.gap(energies, seen["clean"]["energy"])
     return values
 
 
@@ -217,7 +214,7 @@ def _alignment(seen: Mapping[str, Seen]) -> dict[str, float]:
     Bins span the compared sets only: generated images far away must not widen the bins in which clean
     and adversarial ones are told apart, or a poor generator would look better aligned.
     """
-    energies = {kind: found.energy for kind, found in seen.items()}
+    energies = {kind: found["energy"] for kind, found in seen.items()}
     clean = energies.pop("clean")
     values = {f"energy/overlap-{kind}": distributions.overlap(found, clean) for kind, found in energies.items()}
     for kind in (kind for kind in energies if kind.startswith(GENERATED)):
@@ -225,11 +222,6 @@ def _alignment(seen: Mapping[str, Seen]) -> dict[str, float]:
         values[f"energy/overlap-adversarial-{kind}"] = distributions.overlap(*both)
         values[f"energy/overlap-all{kind.removeprefix(GENERATED)}"] = distributions.overlap(clean, *both)
     return values
-
-
-def _detection(seen: Mapping[str, Seen], sets: Mapping[str, Tensor]) -> dict[str, float]:
-    """``ood/<set>/auroc``: how well a higher E(x) tells outliers from test images."""
-    return {f"ood/{name}/auroc": distributions.auroc(seen[name].energy, seen["clean"].energy) for name in sets}
 
 
 def _reliability(model: nn.Module, x: Tensor, y: Tensor, batches: Batches) -> dict[str, np.ndarray]:
@@ -243,16 +235,6 @@ def _pictures(model: nn.Module, case: Case, x_adv: Tensor, batches: Batches) -> 
     chosen = torch.cat(found)
     images = {"clean": case.x[chosen], "adversarial": x_adv[chosen]}
     arrays = {f"pictures/{name}": (x * 255.0).round().to(torch.uint8).cpu().numpy() for name, x in images.items()}
-    arrays |= {
-        f"pictures/{name}-prediction": logits_of(model, x, batches).argmax(1).cpu().numpy()
-        for name, x in images.items()
-    }
+    for name, x in images.items():
+        arrays[f"pictures/{name}-prediction"] = logits_of(model, x, batches).argmax(1).cpu().numpy()
     return arrays | {"pictures/label": case.y[chosen].cpu().numpy()}
-
-
-def _arrays(seen: Mapping[str, Seen]) -> dict[str, np.ndarray]:
-    arrays: dict[str, np.ndarray] = {}
-    for kind, found in seen.items():
-        columns = {"energy": found.energy, "label-energy": found.label_energy, "margin": found.margin}
-        arrays |= {f"{kind}/{name}": column for name, column in columns.items() if column is not None}
-    return arrays

@@ -1,7 +1,5 @@
 """Comparing distributions of one number per image: gaps, overlap, detection, calibration. NumPy only."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -6,8 +6,6 @@ are kept beside the factory's name, so that every stage, and every worker of Aut
 would spoil an evaluation silently is refused at the door.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
 import inspect
@@ -62,11 +60,7 @@ class Float32(nn.Module):
 
 
 def model_of(name: str) -> str:
-    """``external-<name>``, the model's name in records and tables.
-
-    Raises:
-        UserError: the name has other characters than a-z, 0-9 and single hyphens.
-    """
+    """``external-<name>``, as in records and tables. UserError: other characters than a-z, 0-9, single hyphens."""
     name = name.removeprefix(EXTERNAL)
     if len(name) > 40 or not NAME.fullmatch(name):
         raise UserError(f"--name {name!r}: expected at most 40 of a-z, 0-9 and single hyphens between them")
@@ -82,8 +76,13 @@ def find_factory(spec: str) -> Callable[[], Any]:
     module, _, name = spec.partition(":")
     if not module or not name:
         raise UserError(f"--factory {spec!r}: expected module:function, such as my_module:make_model")
-    if module == "robustbench":
-        return _robustbench(name)
+    if module == "robustbench":  # an entry for CIFAR-10 and the L-infinity ball (arXiv:2010.09670)
+        try:
+            from robustbench.utils import load_model as load_entry
+        except ModuleNotFoundError as error:
+            raise UserError(f"--factory {spec}: {error}; install robustbench from its repository") from None
+        folder = str(files.scratch("robustbench"))
+        return functools.partial(load_entry, model_name=name, model_dir=folder, dataset="cifar10", threat_model="Linf")
     try:
         found = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
@@ -99,26 +98,10 @@ def find_factory(spec: str) -> Callable[[], Any]:
     return found
 
 
-def _robustbench(name: str) -> Callable[[], Any]:
-    """What loads RobustBench's CIFAR-10 entry ``name`` for the L-infinity ball (arXiv:2010.09670)."""
-    try:
-        from robustbench.utils import load_model as load_entry
-    except ModuleNotFoundError as error:
-        raise UserError(f"--factory robustbench:{name}: {error}; install robustbench from its repository") from None
-    folder = str(files.scratch("robustbench"))
-
-    @functools.wraps(load_entry)
-    def factory() -> Any:
-        return load_entry(model_name=name, model_dir=folder, dataset="cifar10", threat_model="Linf")
-
-    return factory
-
-
 def make(spec: str) -> Float32:
     """The factory's model on the CPU, in eval mode, without parameter gradients.
 
-    Raises:
-        UserError: the factory fails, or returns no torch module.
+    UserError: the factory fails, or returns no torch module.
     """
     factory = find_factory(spec)
     try:
@@ -147,7 +130,7 @@ def check(model: nn.Module, x: Tensor, y: Tensor) -> None:
     if bool((together >= 0.0).all()) and torch.allclose(together.sum(1), torch.ones(len(x)), atol=1e-2):
         raise UserError("the model gives probabilities (not negative, sum 1), whose gradients vanish: return logits")
     _compare(together, _logits(model, x), 1e-4, "when it is asked again: noise or dropout that eval() leaves on")
-    # Kernels of half precision depend on the batch.
+    # 5 %, because kernels of half precision depend on the batch.
     _compare(together, alone, 5e-2, "in another batch: statistics of the batch at test time")
     # Of the margin, because the cross-entropy of a confident model may be flat where the model is not.
     if zero_share(_gradients(model, x, y, margin)) == 1.0:
@@ -229,7 +212,8 @@ def save(folder: Path, spec: str, x: Tensor, y: Tensor) -> str:
     state = model.model.state_dict()
     if other := [name for name, value in state.items() if not isinstance(value, Tensor)]:
         raise UserError(f"--factory {spec}: {other[0]} in its state_dict is no tensor, so its weights cannot be kept")
-    source = inspect.getsourcefile(inspect.unwrap(find_factory(spec)))
+    made_by = find_factory(spec)
+    source = inspect.getsourcefile(inspect.unwrap(getattr(made_by, "func", made_by)))
     images = torch.rand((LOOKED_AT, *x.shape[1:]), generator=torch.Generator().manual_seed(0))
     answers = _logits(model, images)
     described = {
@@ -283,11 +267,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
 
 
 def fingerprint_of(folder: Path) -> str:
-    """The fingerprint of the model kept in ``folder`` (``.../<model>/<seed>``).
-
-    Raises:
-        UserError: none was taken in.
-    """
+    """The fingerprint of the model kept in ``folder`` (``.../<model>/<seed>``). UserError: none was taken in."""
     path = folder / IMPORTED
     if not path.is_file():
         name, seed = folder.parent.name.removeprefix(EXTERNAL), folder.name

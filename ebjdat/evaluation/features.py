@@ -9,13 +9,11 @@ to uint8 and a [-1, 1] image taken for [0, 1] are the commonest errors of this f
 refused here rather than shown as a number.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -25,6 +23,7 @@ from torch.utils.data import Dataset
 from ebjdat.errors import AuditError, UserError
 from ebjdat.evaluation.classifier import load_classifier
 from ebjdat.evaluation.inception import find_weights
+from ebjdat.model.store import model_digest
 
 KERNEL_SUBSETS = 100
 KERNEL_SUBSET_SIZE = 1000
@@ -104,8 +103,7 @@ class Extractor:
 
 def classifier_extractor(weights: Path, device: torch.device) -> Extractor:
     """The small classifier of ``weights`` (see :mod:`ebjdat.evaluation.classifier`)."""
-    trained = load_classifier(weights)
-    network: Any = trained.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network: Any = load_classifier(weights).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def pooled(images: ImageSet) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -117,7 +115,7 @@ def classifier_extractor(weights: Path, device: torch.device) -> Extractor:
         distance="classifier-frechet",
         kernel="classifier-kernel",
         dimensions=2 * network.width,
-        sha256=trained.sha256,
+        sha256=model_digest(network),
         score_refused="it is defined by Inception's class probabilities, this profile uses a small classifier",
         all_features=pooled,
     )
@@ -129,7 +127,7 @@ def inception_extractor(device: torch.device) -> Extractor:
     refused = None if weights.final_layer else "these Inception weights lack the final layer, so no class probabilities"
     layers = ["2048"] if refused else ["2048", SCORE_LAYER]
 
-    @lru_cache(maxsize=1)
+    @cache
     def network() -> Any:
         from torch_fidelity.utils import create_feature_extractor
 
@@ -165,7 +163,7 @@ class Statistics:
     n: int
 
     @classmethod
-    def of(cls, features: Tensor) -> Statistics:
+    def of(cls, features: Tensor) -> Self:
         """From features (N, D), through torch-fidelity in float64."""
         from torch_fidelity.metric_fid import fid_features_to_statistics
 
@@ -190,22 +188,16 @@ def kernel_distance(first: Tensor, second: Tensor) -> tuple[float, float]:
     """Mean and deviation over random subsets of the cubic-kernel MMD^2 of features (N, D), through torch-fidelity."""
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
-    found = kid_features_to_metric(
-        first,
-        second,
-        kid_subsets=KERNEL_SUBSETS,
-        kid_subset_size=kernel_subset_size(len(first), len(second)),
-        rng_seed=KERNEL_SEED,
-        verbose=False,
-    )
+    size = kernel_subset_size(len(first), len(second))
+    settings: Any = {"kid_subsets": KERNEL_SUBSETS, "kid_subset_size": size, "rng_seed": KERNEL_SEED}
+    found = kid_features_to_metric(first, second, **settings, verbose=False)
     return float(found[KEY_METRIC_KID_MEAN]), float(found[KEY_METRIC_KID_STD])
 
 
 def inception_score(extractor: Extractor, features: Mapping[str, Tensor]) -> float:
     """Inception Score (Salimans et al., NeurIPS 2016) of ``extractor.all_features``, mean over 10 parts.
 
-    Raises:
-        UserError: the extractor has no class probabilities; the message says why.
+    UserError: the extractor has no class probabilities; the message says why.
     """
     if extractor.score_refused:
         raise UserError(f"no Inception Score: {extractor.score_refused}")

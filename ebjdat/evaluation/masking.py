@@ -9,8 +9,6 @@ difference lies wholly beyond the tolerance, so that a few images, which chance 
 to decide. An indicator is as good as its worst comparison.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise

@@ -4,8 +4,6 @@
 predecessors use (Grathwohl et al., ICLR 2020, arXiv:1912.03263).
 """
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 
@@ -14,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ebjdat.errors import UserError
 from ebjdat.evaluation.cases import stream
 
 PICTURES = ("china.jpg", "flower.jpg")
@@ -48,27 +45,13 @@ def photographs(n: int, shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def _sample_pictures() -> list[Tensor]:
-    """The photographs (3, H, W) uint8, read as files: importing scikit-learn takes seconds.
-
-    Raises:
-        UserError: scikit-learn's folder with its pictures is not on the path.
-    """
+    """The photographs (3, H, W) uint8, read as files: importing scikit-learn takes seconds."""
     from PIL import Image
 
-    found = importlib.util.find_spec("sklearn")
-    folders = (
-        []
-        if found is None
-        else [Path(place) / "datasets" / "images" for place in found.submodule_search_locations or ()]
-    )
-    folder = next((folder for folder in folders if (folder / PICTURES[0]).is_file()), None)
-    if folder is None:
-        raise UserError(f"scikit-learn's sample pictures {', '.join(PICTURES)} are missing: install scikit-learn")
-    pictures = []
-    for name in PICTURES:
-        with Image.open(folder / name) as picture:
-            pictures.append(torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1))
-    return pictures
+    package = importlib.util.find_spec("sklearn")
+    assert package is not None and package.origin is not None
+    paths = [Path(package.origin).parent / "datasets" / "images" / name for name in PICTURES]
+    return [torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1) for path in paths]
 
 
 def interpolated(x: Tensor, seed: int) -> Tensor:

@@ -3,8 +3,6 @@
 A number does not show that all samples are the same image; a person who looks does.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -6,14 +6,10 @@ which names the data and the features that they belong to. It also holds the flo
 real test images against the train split, at the same number of images as the samples.
 """
 
-from __future__ import annotations
-
-import zipfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +17,7 @@ from ebjdat import files
 from ebjdat.config import Generation
 from ebjdat.data.prepared import Prepared
 from ebjdat.errors import UserError
-from ebjdat.evaluation.classifier import Trained, load_classifier, predict, save_classifier, train_classifier
+from ebjdat.evaluation.classifier import Classifier, load_classifier, predict, save_classifier, train_classifier
 from ebjdat.evaluation.features import (
     Extractor,
     ImageSet,
@@ -32,6 +28,7 @@ from ebjdat.evaluation.features import (
     kernel_distance,
     to_uint8,
 )
+from ebjdat.model.store import model_digest
 from ebjdat.statistics import Rate
 
 SCHEMA = 1
@@ -55,7 +52,7 @@ class Reference:
     """
 
     extractor: Extractor
-    classifier: Trained
+    classifier: Classifier
     train: Statistics
     everything: Statistics
     kernel_features: Tensor
@@ -80,19 +77,19 @@ def build_reference(folder: Path, prepared: Prepared, settings: Generation, devi
         UserError: Inception weights are needed and not to be had, or a file cannot be written.
     """
     train, validation, test = (to_uint8(x) for x in (prepared.x_train, prepared.x_val, prepared.x_test))
-    trained = train_classifier(train, prepared.y_train, device)
-    save_classifier(folder / "classifier.pt", trained.network)
+    classifier = train_classifier(train, prepared.y_train, device)
+    save_classifier(folder / "classifier.pt", classifier)
     extractor = _extractor(settings.features, folder, device)
     parts = [extractor.features(ImageSet(part)) for part in (train, validation, test)]
     statistics, everything = Statistics.of(parts[0]), Statistics.of(torch.cat(parts))
     n, kernel = min(settings.samples, len(test)), parts[0][:KERNEL_REFERENCE]
-    clean = Rate.of((predict(trained.network, test, device) == prepared.y_test).numpy())
-    reference = Reference(extractor, trained, statistics, everything, kernel, {}, n, clean)
+    clean = Rate.of((predict(classifier, test, device) == prepared.y_test).numpy())
+    reference = Reference(extractor, classifier, statistics, everything, kernel, {}, n, clean)
     manifest = {
         "schema": SCHEMA,
         "data": prepared.digest,
         "features": {"kind": extractor.kind, "sha256": extractor.sha256, "dimensions": extractor.dimensions},
-        "classifier": {"sha256": trained.sha256, "correct": clean.correct, "n": clean.n, "flags": clean.flags},
+        "classifier": {"sha256": model_digest(classifier), **asdict(clean)},
         "counts": {"train": statistics.n, "all": everything.n, "floor": n},
         "floor": reference.distances(parts[2][:n]),
     }
@@ -115,15 +112,14 @@ def load_reference(folder: Path, prepared: Prepared, settings: Generation, devic
         UserError: a file is missing or damaged, or belongs to other data or other features.
     """
     manifest, again = files.read_json(folder / "manifest.json"), "run `dvc repro` to make it again"
+    arrays = files.read_npz(folder / "statistics.npz", "run `dvc repro` to make it")
     try:
         known = (manifest["schema"], manifest["data"], manifest["features"]["kind"])
         counts, clean = manifest["counts"], {name: manifest["classifier"][name] for name in ("correct", "n", "flags")}
-        with np.load(folder / "statistics.npz", allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
         train = Statistics(arrays["train_mean"], arrays["train_covariance"], counts["train"])
         everything = Statistics(arrays["all_mean"], arrays["all_covariance"], counts["all"])
         kernel_features = torch.from_numpy(arrays["kernel_features"])
-    except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder}: damaged reference ({error}); {again}") from None
     wanted = (SCHEMA, prepared.digest, settings.features)
     if known != wanted:
@@ -132,10 +128,8 @@ def load_reference(folder: Path, prepared: Prepared, settings: Generation, devic
     made_with = manifest["features"]["sha256"]
     if extractor.sha256 != made_with:
         raise UserError(f"{folder}: made with features of sha256 {made_with}, found {extractor.sha256}; {again}")
-    classifier = load_classifier(folder / "classifier.pt")
-    return Reference(
-        extractor, classifier, train, everything, kernel_features, manifest["floor"], counts["floor"], Rate(**clean)
-    )
+    classifier, floor = load_classifier(folder / "classifier.pt"), (manifest["floor"], counts["floor"])
+    return Reference(extractor, classifier, train, everything, kernel_features, *floor, Rate(**clean))
 
 
 def _extractor(kind: str, folder: Path, device: torch.device) -> Extractor:

@@ -1,14 +1,11 @@
 """Samples of a model: the replay buffer that training left, and the ends of fresh chains."""
 
-from __future__ import annotations
-
-import zipfile
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ebjdat import files
 from ebjdat.config import Variant
 from ebjdat.data.prepared import Prepared
 from ebjdat.errors import UserError
@@ -24,13 +21,8 @@ def read_buffer(path: Path, shape: tuple[int, int, int]) -> Tensor:
     Raises:
         UserError: missing, damaged, not finite, or of another image shape.
     """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            images = torch.from_numpy(stored["images"])
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: train the model (dvc repro), or import one with its buffer") from None
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not a replay buffer ({error}): train the model again") from None
+    stored = files.read_npz(path, "train the model (dvc repro), or import one with its buffer")
+    images = torch.from_numpy(stored["images"]) if "images" in stored else torch.empty(0)
     if images.dtype != torch.float32 or images.dim() != 4 or tuple(images.shape[1:]) != shape:
         raise UserError(f"{path}: expected float32 images (N, {shape}), got {images.dtype} {tuple(images.shape)}")
     if not bool(images.isfinite().all()):

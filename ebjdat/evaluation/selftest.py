@@ -5,8 +5,6 @@ known exactly; the share of them that APGD-CE finds. ``self-test/undefended``: a
 network at twice the nominal radius, where nothing should be left.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -4,8 +4,6 @@ Two witnesses: the warnings of the official AutoAttack, by attack, and the share
 no gradient, which the stage ``clean`` measures.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
