@@ -20,7 +20,7 @@ from benchmarks.harness import RESULTS, cpu_name
 from ebjdat import command, files
 from ebjdat.config import Params, load_params
 from ebjdat.errors import UserError
-from ebjdat.model.wideresnet import build
+from ebjdat.model.wideresnet import Architecture, WideResNet
 from ebjdat.protocols import as_fraction
 from ebjdat.record import times_path
 from ebjdat.results import frame, summary
@@ -195,8 +195,8 @@ def _networks(root: Path) -> Iterable[Row]:
         profile, training = params.current, params.training(f"ebjdat-{params.variant}")
         network = profile.network
         channels = 1 if profile.data.dataset == "digits" else 3
-        built = build(
-            depth=network.depth, width=network.width, channels=channels, classes=10, norm="batch", momentum=0.1, seed=0
+        built = WideResNet(
+            Architecture(depth=network.depth, width=network.width, channels=channels, classes=10, norm="batch")
         )
         count = sum(weight.numel() for weight in built.parameters())
         yield (

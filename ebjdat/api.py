@@ -8,8 +8,6 @@
 It maps images in [0, 1] to logits, so AutoAttack, RobustBench's evaluation, captum and torch-fidelity take it as it is.
 """
 
-from __future__ import annotations
-
 import zipfile
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from ebjdat.model import description, exported
 from ebjdat.model.description import Description
 from ebjdat.model.energy import EnergyModel
 from ebjdat.model.store import load_model
-from ebjdat.training.samplers import Start, chain_start, generate
+from ebjdat.training.samplers import chain_start, generate
 
 COMPANY = 64
 """Fewest chains that run together where a chain's forward sees the statistics of its batch."""
@@ -76,11 +74,17 @@ class Classifier(EnergyModel):
             UserError: the model does not generate, or its Gaussians are missing or not the right ones.
             ValueError: n is not positive, or labels do not fit.
         """
-        described, start = self._sampler()
-        assert described.recipe is not None
+        described, device = self.description, next(self.parameters()).device
+        if described is None:
+            raise UserError("only weights were loaded: give the folder that holds the model's description too")
+        if described.recipe is None:
+            raise UserError(f"{described.model} is a baseline: it was not trained to generate, so it has no sampler")
         if n < 1:
             raise ValueError(f"n: expected at least 1, got {n}")
-        device = next(self.parameters()).device
+        if self._mixture is None and described.gaussians is not None:
+            self._mixture = load_mixture(self.gaussians_file())
+        mixture = None if self._mixture is None else self._mixture.to(device)
+        start = chain_start(described.recipe, mixture, described.shape)
         labels = None if y is None else _labels(y, n, described.classes)
         total = max(n, COMPANY) if described.recipe.chain_statistics == "batch" else n
         if labels is not None and total > n:
@@ -88,18 +92,6 @@ class Classifier(EnergyModel):
         on_device = None if labels is None else labels.to(device)
         steps = described.chain_steps if steps is None else steps
         return generate(self, described.recipe, start, total, steps, _on(device, generator), on_device)[:n]
-
-    def _sampler(self) -> tuple[Description, Start]:
-        described = self.description
-        if described is None:
-            raise UserError("only weights were loaded: give the folder that holds the model's description too")
-        if described.recipe is None:
-            raise UserError(f"{described.model} is a baseline: it was not trained to generate, so it has no sampler")
-        if self._mixture is None and described.gaussians is not None:
-            self._mixture = load_mixture(self.gaussians_file())
-        device = next(self.parameters()).device
-        mixture = None if self._mixture is None else self._mixture.to(device)
-        return described, chain_start(described.recipe, mixture, described.shape)
 
     def gaussians_file(self) -> Path:
         """The file of the class Gaussians that the chains start from, its hash checked.

@@ -4,8 +4,6 @@ The folder follows the conventions of Hugging Face's Hub mixin (``config.json``,
 with metadata), so it can be uploaded as it is; ``ebjdat.load(folder)`` opens it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 

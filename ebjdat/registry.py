@@ -1,7 +1,5 @@
 """Trained models in MLflow: logged with their signature, registered under a name, found by an alias."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Which run a stage is asked about: ``--model`` and ``--seed``, resolved once into a :class:`Setup`."""
 
-from __future__ import annotations
-
 import argparse
 
 from ebjdat.config import Params, Setup, load_params, resolve

@@ -1,7 +1,5 @@
 """Table 1: the official AutoAttack code, each attack alone and the cascade, under both protocols."""
 
-from __future__ import annotations
-
 from ebjdat import command
 from stages.arguments import setup_from_arguments
 

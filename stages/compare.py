@@ -1,7 +1,5 @@
 """Which accuracies of the records here lie inside the 95 % intervals of those of a commit, and which do not."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import subprocess

@@ -1,7 +1,5 @@
 """Adversarial images crafted on a surrogate, once for all models that transfer attacks are tried on."""
 
-from __future__ import annotations
-
 from ebjdat import command, files
 from ebjdat.config import load_params
 from ebjdat.record import write_times

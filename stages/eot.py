@@ -1,7 +1,5 @@
 """Table 3: EOT-PGD on the plain model and with noise inside it."""
 
-from __future__ import annotations
-
 from ebjdat import command
 from stages.arguments import setup_from_arguments
 

@@ -6,8 +6,6 @@ one that `stages.import_checkpoint` made under this name; where it has a replay 
 attacks need the surrogates' images: `dvc repro craft`.
 """
 
-from __future__ import annotations
-
 import argparse
 import subprocess
 import sys

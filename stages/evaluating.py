@@ -1,7 +1,5 @@
 """What the evaluation stages share: the run they are asked about, its test images, the device, the record."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager

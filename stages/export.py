@@ -1,7 +1,5 @@
 """Export a trained model for others: safetensors, configuration, a model card with its numbers."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from ebjdat import command

@@ -1,7 +1,5 @@
 """Samples of a model: Fréchet and kernel distances, classes, nearest training images, pictures."""
 
-from __future__ import annotations
-
 from ebjdat import command, files
 from ebjdat.errors import UserError
 from ebjdat.run import reference_dir

@@ -4,8 +4,6 @@ Weights and replay buffer of FILE go to models/<profile>/external-<name>/<seed>/
 `--model external-<name>`. No code in FILE is run.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Masking report: the indicators of gradient masking, decided by the records of the other stages."""
 
-from __future__ import annotations
-
 from ebjdat import command
 from ebjdat.config import MASKING_INPUTS
 from ebjdat.errors import UserError

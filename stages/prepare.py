@@ -1,7 +1,5 @@
 """Fetch and verify the data set of the selected profile, split it, fit the class Gaussians."""
 
-from __future__ import annotations
-
 from ebjdat import command
 from ebjdat.config import load_params
 

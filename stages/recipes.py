@@ -1,7 +1,5 @@
 """Each variant's recipe as training reads it, one file each: DVC trains a model again where its file changes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from ebjdat import command, files

@@ -1,7 +1,5 @@
 """Train the independent classifier and measure the real images that samples are compared with."""
 
-from __future__ import annotations
-
 from ebjdat import command
 from ebjdat.config import load_params
 from ebjdat.run import reference_dir

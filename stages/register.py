@@ -1,7 +1,5 @@
 """Log a trained model with its signature to MLflow and register it under an alias."""
 
-from __future__ import annotations
-
 from ebjdat import command
 from stages.arguments import parser_of, setup_of
 

@@ -1,7 +1,5 @@
 """The report page of the selected profile, ``results/<profile>/report.html``: one file that works offline."""
 
-from __future__ import annotations
-
 from ebjdat import command
 
 

@@ -6,8 +6,6 @@ already, in git for example, is left out, so the same command goes on. Afterward
 records into the tables.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import signal

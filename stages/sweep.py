@@ -1,7 +1,5 @@
 """Table 3: APGD-CE over radius and iterations, one step, an unbounded radius, uniform noise."""
 
-from __future__ import annotations
-
 from ebjdat import command
 from stages.arguments import setup_from_arguments
 

@@ -1,7 +1,5 @@
 """Records into MLflow; tables, claims, metrics and plots from it."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

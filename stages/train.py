@@ -1,7 +1,5 @@
 """Train a run: EB-JDAT, its control or the plain variant on a JEM variant, or a baseline."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Table 2: transfer attacks from the surrogates, under both protocols; worst case per image."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from ebjdat import command

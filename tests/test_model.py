@@ -36,14 +36,14 @@ def _macs(model: nn.Module, x: Tensor) -> int:
 
 def test_wideresnet_28_10_has_the_published_size() -> None:
     with torch.device("meta"):
-        network = WideResNet(28, 10)
+        network = WideResNet(Architecture(depth=28, width=10, channels=3, classes=10, norm="batch"))
         macs = _macs(network, torch.empty(1, 3, 32, 32))
     assert round(sum(p.numel() for p in network.parameters()) / 1e6, 1) == 36.5
     assert round(macs / 1e9, 2) == 5.95
 
 
 def test_the_stride_is_on_the_second_convolution_of_a_block() -> None:
-    first = WideResNet(10, 1).blocks[1]
+    first = WideResNet(TINY).blocks[1]
     assert (first.conv1.stride, first.conv2.stride, first.shortcut.stride) == ((1, 1), (2, 2), (2, 2))
 
 

@@ -5,8 +5,6 @@ its variant and the class Gaussians. Those of CIFAR-10 have 189 MB, so the folde
 prepared data's file, by path and hash; an exported model has its own.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Literal
 

@@ -3,8 +3,6 @@
 E(x, y) = -f(x)[y]      E(x) = -logsumexp_y f(x)[y]      p(y | x) = softmax f(x)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

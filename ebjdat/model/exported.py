@@ -1,7 +1,5 @@
 """A model for others: ``config.json`` and ``model.safetensors``, the two files of Hugging Face's Hub mixin."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,8 +9,7 @@ from ebjdat import files
 from ebjdat.errors import UserError
 from ebjdat.model import description
 from ebjdat.model.description import Description
-from ebjdat.model.store import Architecture
-from ebjdat.model.wideresnet import WideResNet
+from ebjdat.model.wideresnet import Architecture, WideResNet
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -42,7 +39,7 @@ def read(folder: Path) -> tuple[nn.Module, Description]:
     if not weights.is_file():
         raise UserError(f"{weights} is missing")
     try:
-        network = WideResNet(**asdict(Architecture(**config["architecture"])))
+        network = WideResNet(Architecture(**config["architecture"]))
         described = description.parse(config["model"], str(folder / CONFIG))
         state = load(weights.read_bytes())
         network.load_state_dict({name.removeprefix("network."): tensor for name, tensor in state.items()})

@@ -6,11 +6,9 @@ head, and the buffer is in [-1, 1]. ``energy_output`` and ``f.linear`` are in th
 normalisation follow from names and shapes. Nothing in a file is executed.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,8 @@ from ebjdat import files
 from ebjdat.config import IMPORTED, Variant
 from ebjdat.errors import UserError
 from ebjdat.model.energy import EnergyModel
-from ebjdat.model.store import Architecture, model_digest, save_model
-from ebjdat.model.wideresnet import Norm, WideResNet
+from ebjdat.model.store import model_digest, save_model
+from ebjdat.model.wideresnet import Architecture, Norm, WideResNet
 
 CLASSES = 10
 _WRAPPERS = ("model_state_dict", "state_dict", "model", "net", "ema")
@@ -143,7 +141,7 @@ def architecture_of(found: Mapping[str, Tensor]) -> Architecture:
 def _fitted(found: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
     """Every weight of the architecture, float32, under our name; none may be missing, left over or of other shape."""
     with torch.device("meta"):
-        wanted = WideResNet(**asdict(architecture)).state_dict()
+        wanted = WideResNet(architecture).state_dict()
     theirs = {_theirs(name, (architecture.depth - 4) // 6): name for name in wanted}
     network = f"WideResNet-{architecture.depth}-{architecture.width} with norm {architecture.norm}"
     # Nothing here reads the count of batches, and PyTorch before 0.4.1 did not write it.
@@ -201,7 +199,7 @@ def variant_of(norm: Norm, chosen: str | None, variants: Mapping[str, Variant]) 
 
 def write(folder: Path, released: Released, variant: str, source: Path) -> str:
     """Write ``best.pt``, ``buffer.npz`` (where there is a buffer) and ``external.json``; returns the fingerprint."""
-    model = EnergyModel(WideResNet(**asdict(released.architecture)))
+    model = EnergyModel(WideResNet(released.architecture))
     model.network.load_state_dict(released.state)
     save_model(folder / "best.pt", model, released.architecture)
     (folder / "buffer.npz").unlink(missing_ok=True)

@@ -3,36 +3,25 @@
 A file is read with ``weights_only=True``, so nothing in it is ever executed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from ebjdat.errors import UserError
 from ebjdat.model.energy import EnergyModel
-from ebjdat.model.wideresnet import Norm, WideResNet, build
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Architecture:
-    """What builds a network: WideResNet-depth-width over images of ``channels``."""
-
-    depth: int
-    width: int
-    channels: int
-    classes: int
-    norm: Norm
-    momentum: float = 0.1
+from ebjdat.model.wideresnet import Architecture, WideResNet
 
 
 def new_model(architecture: Architecture, seed: int) -> EnergyModel:
-    """A freshly initialised model; its weights depend on ``seed`` only."""
-    return EnergyModel(build(**asdict(architecture), seed=seed)).to(memory_format=torch.channels_last)
+    """A freshly initialised model; its weights depend on ``seed`` only, the global random state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = WideResNet(architecture)
+    return EnergyModel(network).to(memory_format=torch.channels_last)
 
 
 def save_model(path: Path, model: EnergyModel, architecture: Architecture) -> None:
@@ -85,9 +74,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> EnergyMo
     """
     payload = read_payload(Path(path))
     try:
-        architecture = Architecture(**payload["architecture"])
-        network = WideResNet(**asdict(architecture))
-        model = EnergyModel(network)
+        model = EnergyModel(WideResNet(Architecture(**payload["architecture"])))
         model.load_state_dict(payload["state"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{path} does not describe a model of this project: {str(error).splitlines()[0]}") from None

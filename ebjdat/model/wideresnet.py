@@ -6,10 +6,9 @@ convolution as shortcut where the shape changes, global average pooling and a li
 parameters and 5.95 GMAC per 32x32 image.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -18,6 +17,18 @@ from torch import Tensor, nn
 
 Norm = Literal["none", "batch"]
 SLOPE = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """What builds a network: WideResNet-depth-width over images of ``channels``."""
+
+    depth: int
+    width: int
+    channels: int
+    classes: int
+    norm: Norm
+    momentum: float = 0.1
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -113,33 +124,25 @@ class Block(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """WideResNet-``depth``-``width``; inputs (N,C,H,W) in [-1, 1] -> logits (N,classes)."""
+    """WideResNet-depth-width; inputs (N,C,H,W) in [-1, 1] -> logits (N,classes). ValueError: depth is not 6 n + 4."""
 
-    def __init__(
-        self,
-        depth: int,
-        width: int,
-        *,
-        channels: int = 3,
-        classes: int = 10,
-        norm: Norm = "batch",
-        momentum: float = 0.1,
-    ) -> None:
+    def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        if (depth - 4) % 6:
-            raise ValueError(f"depth: expected 6 n + 4, got {depth}")
-        blocks = (depth - 4) // 6
-        self.stem = nn.Conv2d(channels, 16, 3, padding=1)
+        norm, momentum = architecture.norm, architecture.momentum
+        blocks, rest = divmod(architecture.depth - 4, 6)
+        if rest:
+            raise ValueError(f"depth: expected 6 n + 4, got {architecture.depth}")
+        self.stem = nn.Conv2d(architecture.channels, 16, 3, padding=1)
         layers: list[nn.Module] = []
         features = 16
         for group, stride in enumerate((1, 2, 2)):
-            outputs = 16 * width * 2**group
+            outputs = 16 * architecture.width * 2**group
             for block in range(blocks):
                 layers.append(Block(features, outputs, stride if block == 0 else 1, norm, momentum))
                 features = outputs
         self.blocks = nn.Sequential(*layers)
         self.norm = _normalisation(norm, features, momentum)
-        self.head = nn.Linear(features, classes)
+        self.head = nn.Linear(features, architecture.classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N,classes), float32 where layers before compute in less, float64 after ``.double()``."""
@@ -149,10 +152,3 @@ class WideResNet(nn.Module):
             return logits if logits.dtype == torch.float64 else logits.float()
         with torch.autocast(x.device.type, enabled=False):
             return self.head(out.mean((2, 3), dtype=torch.float32))
-
-
-def build(depth: int, width: int, *, channels: int, classes: int, norm: Norm, momentum: float, seed: int) -> WideResNet:
-    """A network whose weights depend on ``seed`` only; the global random state is left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return WideResNet(depth, width, channels=channels, classes=classes, norm=norm, momentum=momentum)

@@ -1,7 +1,5 @@
 """Augmentation on the device, whole batches at once."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -20,8 +20,6 @@ only x_adv updates running statistics. x_i and random masks draw from a stream t
 that of PGD-AT with the same seed.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -2,8 +2,6 @@
 in ``ebjdat.run.BASELINES``.
 """
 
-from __future__ import annotations
-
 from ebjdat.config import Setup
 from ebjdat.model.energy import EnergyModel
 from ebjdat.run import Run

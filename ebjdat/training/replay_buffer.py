@@ -3,8 +3,6 @@
 Several processes hold the same buffer; each walks its share of the chains.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """One training from parameters to the files of a model's folder."""
 
-from __future__ import annotations
-
 import json
 from contextlib import ExitStack
 from typing import Any
@@ -43,7 +41,10 @@ def train(setup: Setup, report: Report = lambda row: None, note: Report = lambda
     assert setup.training is not None
     with ExitStack() as stack:
         device = stack.enter_context(parallel.joined(choose_device(setup.device)))
-        _set_threads(setup.training.threads)
+        if setup.training.threads is not None:
+            torch.set_num_threads(setup.training.threads)
+        elif parallel.world() > 1:
+            torch.set_num_threads(max(1, processors() // parallel.world()))
         run, data = setup.run, load_prepared(setup.run.data_dir)
         key = key_of(setup, data.digest)
         name = f"{run.seed}-{files.digest(key)}"
@@ -85,13 +86,6 @@ def key_of(setup: Setup, data: str) -> dict[str, Any]:
     """What defines a run, as one level with dotted names: its parameters, the data's digest and the revision."""
     run = {"model": setup.run.model, "seed": setup.run.seed}
     return run | files.flat(setup.recorded("train")) | {"data": data, "revision": REVISIONS["train"]}
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads is not None:
-        torch.set_num_threads(threads)
-    elif parallel.world() > 1:
-        torch.set_num_threads(max(1, processors() // parallel.world()))
 
 
 def _write(run: Run, outcome: Outcome, helper: EnergyModel | None) -> dict[str, Any]:

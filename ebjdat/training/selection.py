@@ -6,8 +6,6 @@ validation split then selects the checkpoint, by one rule for every method (robu
 arXiv:2002.11569). The test split is never seen here.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
