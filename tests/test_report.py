@@ -170,7 +170,7 @@ def test_a_page_holds_every_table_file_and_the_papers_come_first(folder: Path, f
 def test_what_a_page_lacks_is_said(nothing: str) -> None:
     words = " ".join(Page(nothing).words)
     assert "has no numbers yet: dvc repro makes them" in words
-    assert words.count("Not on this machine") == 4 and words.count("Not here") == 2
+    assert words.count("Not on this machine") == 4 and words.count("not run") > 10
 
 
 def test_failed_masking_indicators_come_first(results: Results) -> None:
@@ -182,17 +182,13 @@ def test_failed_masking_indicators_come_first(results: Results) -> None:
     assert f"EB-JDAT-JEM++ (code form), seed 0: {next(iter(failed))}" in line
 
 
-def test_hostile_text_stays_text(results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "table.md"
-    path.write_text(f"# {HOSTILE}\n\n{HOSTILE}\n\n| a | b |\n| --- | --- |\n| {HOSTILE.replace('|', '')} | 1 |\n")
-    shown = Page(page.table(path))
-    assert not shown.all("script") and sum("<script>" in word for word in shown.words) == 3
+def test_hostile_text_stays_text(results: Results) -> None:
     label = {"jempp": PARAMS.variants["jempp"].model_copy(update={"label": HOSTILE})}
     hostile = Results(
         PARAMS.model_copy(update={"variants": PARAMS.variants | label}), results.frame, results.records, {}
     )
-    assert not Page(page.page(hostile)).all("script")
+    shown = Page(page.page(hostile))
+    assert not shown.all("script") and sum("<script>" in word for word in shown.words) > 10
 
 
 def test_the_committed_records_give_a_page_of_at_most_300_kb_without_its_pictures(

@@ -39,11 +39,16 @@ class Table:
         if len(self.caption) > LONGEST_CAPTION:
             raise ValueError(f"caption of {self.label}: {len(self.caption)} characters, at most {LONGEST_CAPTION}")
 
+    @property
+    def heads(self) -> list[str]:
+        """Headings of the columns, each after that of its group."""
+        return [": ".join(filter(None, column)) for column in self.body.columns]
+
     def markdown(self) -> str:
         """The caption and a pipe table, without heading."""
         if self.body.empty:
             return f"{self.caption}\n"
-        heads = [_escape_bar(": ".join(filter(None, column))) for column in self.body.columns]
+        heads = list(map(_escape_bar, self.heads))
         plain = self.body.set_axis(heads, axis=1).map(_escape_bar).rename(index=_escape_bar)
         aligned = ("left", *("right" for _ in heads))
         return f"{self.caption}\n\n{plain.to_markdown(colalign=aligned, disable_numparse=True)}\n"

@@ -4,32 +4,28 @@ What is not on this machine is said in a sentence. Numbers are those of the tabl
 """
 
 import platform
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
-from itertools import pairwise
 from pathlib import Path
 
-import pandas as pd
 from jinja2 import Environment, FileSystemLoader
-from markdown_it import MarkdownIt
-from markupsafe import Markup
 
 from ebjdat import files
 from ebjdat.protocols import as_fraction
 from ebjdat.record import older_protocols
 from ebjdat.results import figures
+from ebjdat.results.cells import Table, grid
 from ebjdat.results.figures import Picture
 from ebjdat.results.findings import RIVALS, Question, findings
 from ebjdat.results.frame import Results
 from ebjdat.results.names import COMPARED, all_models, display_name, generates
+from ebjdat.results.paper import paper_tables
+from ebjdat.results.tables import extended_tables
 from ebjdat.run import Run
 
 PAPER = 'EB-JDAT ("Your Classifier Can Do More", CVPR 2026, arXiv:2505.19459)'
 PACKAGES = ("torch", "torchvision", "numpy", "pyautoattack", "torch-fidelity")
-LONG = 28
-"""Characters from which on a cell may break its line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +35,8 @@ class Section:
     title: str
     text: str = ""
     pictures: Sequence[tuple[str, Picture]] = ()
-    tables: Sequence[Markup] = ()
-    folded: Mapping[str, Markup] = field(default_factory=dict)
+    tables: Sequence[Table] = ()
+    folded: Mapping[str, Sequence[Table]] = field(default_factory=dict)
 
 
 def write_page(results: Results) -> Path:
@@ -51,29 +47,24 @@ def write_page(results: Results) -> Path:
 
 
 def page(results: Results) -> str:
-    """The whole page.
-
-    Raises:
-        UserError: a file that it shows is damaged.
-    """
-    tables = Path("results") / results.profile / "tables"
-    paper = sorted((tables / "paper").glob("*.md"), key=lambda path: ("table" not in path.stem, path.stem))
-    masking = [path for path in (tables / "masking.md",) if path.is_file()]
-    extended = [path for path in sorted(tables.glob("*.md")) if path not in masking]
-    missing = "Not here: python -m stages.tables writes them."
+    """The whole page. UserError: a file that it shows is damaged."""
+    files_of_paper = sorted(paper_tables(results).items(), key=lambda item: ("table" not in item[0], item[0]))
+    paper = [table for _, tables in files_of_paper for table in tables]
+    extended = {tables[0].title: tables for _, tables in sorted(extended_tables(results).items()) if tables}
+    masking = extended.pop("Gradient masking report")
     runs = {display_name(results.params, run.model): run for run in _runs(results)}
     pictures = {name: figures.model_pictures(run) for name, run in runs.items()}
     generating = {name: found for name, found in pictures.items() if generates(runs[name].model) or "samples" in found}
     sections = [
         _drawn("Robustness and accuracy", figures.tradeoff_picture(results)),
-        Section("Tables of the paper", "" if paper else missing, tables=[table(path) for path in paper]),
+        Section("Tables of the paper", tables=paper),
         _drawn("EB-JDAT and its rivals", figures.differences_picture(results)),
         _pictures("Energies", pictures, "energies", "training"),
         _pictures("Samples and chains", generating, "samples", "chains"),
         _pictures("Attacked images", pictures, "attacked"),
         _pictures("Calibration", pictures, "reliability"),
-        Section("Gradient masking", masking_line(results), tables=[table(path) for path in masking]),
-        Section("All tables", "" if extended else missing, folded={title(path): table(path) for path in extended}),
+        Section("Gradient masking", masking_line(results), tables=masking),
+        Section("All tables", folded=extended),
         provenance(results),
     ]
     loader = FileSystemLoader(Path(__file__).parent / "templates")
@@ -112,49 +103,21 @@ def masking_line(results: Results) -> str:
     return f"Failed: {'; '.join(failed) or 'none'}. No indicator failed in {passed} of {passed + len(failed)} models."
 
 
-def table(path: Path) -> Markup:
-    """A Markdown file as HTML; its headings become the page's third level, and its tables scroll on their own."""
-    reader = MarkdownIt("commonmark", {"html": False}).enable("table")
-    tokens = reader.parse(re.sub(r"<!--.*?-->", "", path.read_text(encoding="utf-8"), flags=re.DOTALL))
-    for token, after in pairwise(tokens):
-        if token.type.startswith("heading"):
-            token.tag = "h3"
-        elif token.type == "th_open":  # the style sheet aligns the columns
-            token.attrs = {"scope": "col"}
-        elif token.type == "td_open":
-            token.attrs = {"class": "text"} if len(after.content) > LONG else {}
-    return scrolling(reader.renderer.render(tokens, reader.options, {}))
-
-
-def scrolling(text: str) -> Markup:
-    """HTML whose tables can be wider than the page."""
-    text = text.replace("<table", '<div class="scroll" role="region" aria-label="table" tabindex="0"><table')
-    return Markup(text.replace("</table>", "</table></div>"))
-
-
-def title(path: Path) -> str:
-    """The first heading of a Markdown file, else its name."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return next((line.strip("# ") for line in lines if line.startswith("#")), path.stem)
-
-
 def provenance(results: Results) -> Section:
     """Versions, and per run weights and data; what differs between two equal runs (time, host, commit) is in MLflow."""
-    rows = []
+    rows = {}
     for model, seed in results.frame.index:
         found = [record for (*run, _), record in results.records.items() if run == [model, seed]]
-        row = {"run": f"{model}, {seed}"}
-        row["weights (SHA-256)"] = ", ".join(sorted({record["weights"] for record in found}))
-        row["data"] = ", ".join(sorted({record["data"][:12] for record in found}))
-        rows.append(row)
+        weights, data = ({record[name] for record in found} for name in ("weights", "data"))
+        rows[f"{model}, {seed}"] = [", ".join(sorted(weights)), ", ".join(sorted(one[:12] for one in data))]
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
     text = f"Built with Python {platform.python_version()}, {versions}. MLflow has time, host and commit of each run."
     if results.outdated:
         text += f" {len(results.outdated)} records are outdated and left out."
     older = sum(bool(older_protocols(record)) for record in results.records.values())
     text += f" {older} records are older than a protocol, whose numbers are left out." if older else ""
-    drawn = pd.DataFrame(rows).to_html(index=False, border=0)
-    return Section("Provenance", text, folded={f"{len(rows)} runs": scrolling(drawn)})
+    runs = Table("runs", f"{len(rows)} runs", "", grid("run", ["weights (SHA-256)", "data"], rows))
+    return Section("Provenance", text, folded={runs.title: [runs]})
 
 
 def _runs(results: Results) -> list[Run]:
