@@ -341,7 +341,7 @@ def test_a_profile_that_leaves_its_folder_is_refused(name: str) -> None:
 def test_a_negative_milestone_is_refused() -> None:
     raw, profile = read_yaml(ROOT / "params.yaml"), read_profile(ROOT, "digits")
     profile["training"]["defaults"]["milestones"] = [4, -1]
-    with pytest.raises(UserError, match=r"milestones\[1\]: expected a number at least 0, got -1"):
+    with pytest.raises(UserError, match=r"milestones\[1\]: expected greater than or equal to 0, got -1"):
         parse_params(raw, lambda name: profile)
 
 

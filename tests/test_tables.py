@@ -416,18 +416,18 @@ def like(**values: object) -> Params:
 @pytest.mark.parametrize(
     ("values", "name"),
     [
-        ({"w_energy": 0.3}, "EB-JDAT-JEM++ (code form, w2 = 0.3)"),
-        ({"reading": "energy", "w_energy": 1.0}, "EB-JDAT-JEM++ (equations)"),
-        ({"reading": "energy", "w_energy": 1.0, "gap": "mean"}, "EB-JDAT-JEM++ (equations, mean)"),
-        ({"reading": "energy", "w_energy": 0.0}, "EB-JDAT-JEM++ (equations, w2 = 0)"),
-        ({"attack_steps": 9}, "EB-JDAT-JEM++ (code form, mine)"),
+        ({"w_energy": 0.3}, "EB-JDAT-JEM++ (code form, mine)"),
+        ({"reading": "energy", "w_energy": 1.0}, "EB-JDAT-JEM++ (equations, mine)"),
+        ({"label": "JEM++ (equations, w2 = 0.3)", "reading": "energy"}, "EB-JDAT-JEM++ (equations, w2 = 0.3)"),
+        ({"label": ""}, "EB-JDAT-mine (code form)"),
         ({"attack_steps": 9, "w_energy": 0.0}, "EB-JDAT-JEM++ (mine)"),
         ({"reading": "released"}, "EB-JDAT-JEM++ (mine)"),
     ],
 )
 def test_the_name_of_ebjdat_says_the_form_of_its_energy_term(values: dict[str, object], name: str) -> None:
     assert names.display_name(like(**values), "ebjdat-mine") == name
-    assert names.display_name(like(**values), "pgd_at-mine") == "PGD-AT-JEM++ (mine)"
+    label = values.get("label", "JEM++ (mine)") or "mine"
+    assert names.display_name(like(**values), "pgd_at-mine") == f"PGD-AT-{label}"
 
 
 def test_a_variant_like_another_one_stands_in_every_table_once_it_was_run_unless_it_has_one_of_its_own() -> None:

@@ -11,8 +11,6 @@ from ebjdat.run import BASELINES, EXTERNAL, METHODS
 BASELINE_NAMES = {"pgd_at": "PGD-AT", "trades": "TRADES", "dhat": "DHAT", "undefended": "Undefended"}
 FORMS = {"cross_entropy": "code form", "energy": "equations"}
 """What the two readings of the paper's energy term are called."""
-READING = ("reading", "w_energy", "gap")
-"""What two recipes differ in that are two readings of one variant."""
 DISTANCES = {
     "fid": "FID",
     "kid": "KID",
@@ -55,37 +53,14 @@ def display_name(params: Params, model: str) -> str:
         return str(studies()["labels"][model])
     label = (params.variants[variant].label if variant in params.variants else "") or variant
     if method == "ebjdat":
-        return f"EB-JDAT-{_with_form(params, variant, label)}"
+        recipe = params.variants[variant]
+        form = FORMS.get(recipe.reading, "") if recipe.w_energy else ""
+        if form not in label:
+            name, _, rest = label.partition(" (")
+            label = f"{name} ({', '.join(filter(None, [form, rest.removesuffix(')')]))})"
+        return f"EB-JDAT-{label}"
     start = {"base": "", "control": "Control-"} | {name: f"{shown}-" for name, shown in BASELINE_NAMES.items()}
     return f"{start[method]}{label}"
-
-
-def _with_form(params: Params, variant: str, label: str) -> str:
-    """A label that says the form of the energy term; of a mere reading, that of its variant with form and w2."""
-    recipe, like = params.variants[variant], reading_of(params, variant)
-    form, said = FORMS.get(recipe.reading, ""), []
-    if form and (like or not recipe.like):
-        plain = params.variants[like or variant]
-        usual = 1.0 if recipe.reading == "energy" else plain.w_energy
-        label = plain.label or like or variant
-        said += [f"w2 = {recipe.w_energy:g}"] if recipe.w_energy != usual else []
-        said += [recipe.gap.replace("_", " ")] if recipe.gap != plain.gap else []
-    elif not recipe.w_energy or form in label:
-        return label
-    name, _, rest = label.partition(" (")
-    return f"{name} ({', '.join(filter(None, [form, *said, rest.removesuffix(')')]))})"
-
-
-def reading_of(params: Params, variant: str) -> str:
-    """The variant that this one is another reading of, which differs in nothing else; empty where there is none."""
-    like = params.variants[variant].like
-    if not like:
-        return ""
-    ours, theirs = params.variants[variant], params.variants[like]
-    rest = {"label", "like", *READING}
-    training = [params.training(f"ebjdat-{name}") for name in (variant, like)]
-    same = ours.model_dump(exclude=rest) == theirs.model_dump(exclude=rest) and training[0] == training[1]
-    return like if same and any(getattr(ours, name) != getattr(theirs, name) for name in READING) else ""
 
 
 def with_records(results: Results) -> set[str]:
@@ -106,7 +81,7 @@ def variants(results: Results, *more: str) -> list[str]:
 def ours(results: Results) -> str:
     """The model that stands for the current one: itself, or where it has no numbers one made like it, of its loss."""
     params, has = results.params, {model for model, _ in results.frame.index}
-    loss = (*READING, "w_px", "w_clean", "w_adversarial")
+    loss = ("reading", "gap", "w_px", "w_clean", "w_energy", "w_adversarial")
     mine = params.variants[params.variant]
     like = [
         f"{params.method}-{name}"
