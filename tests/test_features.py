@@ -228,10 +228,10 @@ def test_its_distance_is_never_called_fid_and_it_gives_no_inception_score(extrac
 
 
 def fake_script() -> dict[str, Tensor]:
-    """Tensors with the names of the TorchScript file, one number each."""
+    """Tensors in the order of the TorchScript file, one number each."""
     return {
-        f"net.layers.{layer}.{part}": torch.tensor([float(place)])
-        for layer in inception.LAYERS
+        f"net.layers.conv_{layer}.{part}": torch.tensor([layer + place / 10])
+        for layer in range(94)
         for place, part in enumerate(("weight", "beta", "mean", "var"))
     }
 
@@ -244,21 +244,27 @@ def test_the_converted_layout_is_torch_fidelity_s(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
     with torch.device("meta"):
         network = FeatureExtractorInceptionV3("any", ["2048"], feature_extractor_weights_path=str(empty))
-    assert set(inception.convert(fake_script())) == set(network.state_dict())
-    assert len(inception.LAYERS) == 94
+    state, wanted = inception.convert(fake_script()), network.state_dict()
+    assert set(state) == set(wanted)
+    biases = [float(state[name]) for name in wanted if name.endswith("bn.bias")]
+    assert biases == pytest.approx([layer + 0.1 for layer in range(94)]), "in one order"
 
 
 def test_conversion_puts_each_tensor_in_its_place_and_leaves_no_final_layer() -> None:
     state = inception.convert(fake_script())
     names = ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
-    assert [float(state[f"Mixed_7c.branch_pool.{name}"]) for name in names] == [0.0, 1.0, 1.0, 2.0, 3.0]
+    found = [float(state[f"Mixed_7c.branch_pool.{name}"]) for name in names]
+    assert found == pytest.approx([93.0, 1.0, 93.1, 93.2, 93.3])
     assert state["fc.weight"].isnan().all() and state["fc.bias"].isnan().all()
 
 
 def test_a_missing_or_foreign_tensor_is_named() -> None:
     tensors = fake_script()
-    del tensors["net.layers.mixed_3.conv.var"]
-    with pytest.raises(UserError, match=r"expected a tensor mixed_3\.conv\.var"):
+    del tensors["net.layers.conv_3.var"]
+    with pytest.raises(UserError, match=r"expected a tensor conv_3\.var"):
+        inception.convert(tensors)
+    del tensors["net.layers.conv_3.weight"]
+    with pytest.raises(UserError, match="expected 94 convolutions, got 93"):
         inception.convert(tensors)
     with pytest.raises(UserError, match="unexpected tensor extra"):
         inception.convert(fake_script() | {"net.layers.extra": torch.zeros(1)})

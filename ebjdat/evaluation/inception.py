@@ -48,40 +48,6 @@ FEATURES_SHA256 = "db4e3053f76d5048fe97ccf0eb151720c5828c975f530ea182a0b9334ab74
 """Of the converted tensors, see :func:`features_digest`."""
 DOWNLOAD_SECONDS = 900.0
 
-_POOL = "conv=branch1x1 tower_2.conv=branch_pool "
-_BRANCHES = {
-    "A": _POOL + "tower.conv=branch5x5_1 tower.conv_1=branch5x5_2 tower_1.conv=branch3x3dbl_1 "
-    "tower_1.conv_1=branch3x3dbl_2 tower_1.conv_2=branch3x3dbl_3",
-    "B": "conv=branch3x3 tower.conv=branch3x3dbl_1 tower.conv_1=branch3x3dbl_2 tower.conv_2=branch3x3dbl_3",
-    "C": _POOL + "tower.conv=branch7x7_1 tower.conv_1=branch7x7_2 tower.conv_2=branch7x7_3 tower_1.conv=branch7x7dbl_1 "
-    "tower_1.conv_1=branch7x7dbl_2 tower_1.conv_2=branch7x7dbl_3 tower_1.conv_3=branch7x7dbl_4 "
-    "tower_1.conv_4=branch7x7dbl_5",
-    "D": "tower.conv=branch3x3_1 tower.conv_1=branch3x3_2 tower_1.conv=branch7x7x3_1 "
-    "tower_1.conv_1=branch7x7x3_2 tower_1.conv_2=branch7x7x3_3 tower_1.conv_3=branch7x7x3_4",
-    "E": "conv=branch1x1 tower_conv=branch3x3_1 tower_mixed_conv=branch3x3_2a tower_mixed_conv_1=branch3x3_2b "
-    "tower_1_conv=branch3x3dbl_1 tower_1_conv_1=branch3x3dbl_2 tower_1_mixed_conv=branch3x3dbl_3a "
-    "tower_1_mixed_conv_1=branch3x3dbl_3b tower_2_conv=branch_pool",
-}
-_BLOCKS = (
-    "mixed=Mixed_5b:A mixed_1=Mixed_5c:A mixed_2=Mixed_5d:A mixed_3=Mixed_6a:B mixed_4=Mixed_6b:C "
-    "mixed_5=Mixed_6c:C mixed_6=Mixed_6d:C mixed_7=Mixed_6e:C mixed_8=Mixed_7a:D mixed_9=Mixed_7b:E "
-    "mixed_10=Mixed_7c:E"
-)
-_STEM = "conv=Conv2d_1a_3x3 conv_1=Conv2d_2a_3x3 conv_2=Conv2d_2b_3x3 conv_3=Conv2d_3b_1x1 conv_4=Conv2d_4a_3x3"
-
-
-def _layers() -> dict[str, str]:
-    layers = dict(pair.split("=") for pair in _STEM.split())
-    for block, target in (pair.split("=") for pair in _BLOCKS.split()):
-        name, kind = target.split(":")
-        parts = dict(pair.split("=") for pair in _BRANCHES[kind].split())
-        layers |= {f"{block}.{part}": f"{name}.{branch}" for part, branch in parts.items()}
-    return layers
-
-
-LAYERS = _layers()
-"""Convolution's name in the TensorFlow graph -> its name in torch-fidelity (94 of them)."""
-
 
 @dataclass(frozen=True)
 class Weights:
@@ -123,15 +89,23 @@ def find_weights() -> Weights:
 def convert(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the TorchScript file's tensors to torch-fidelity's ``inception-v3-compat`` layout.
 
-    The missing final layer is filled with NaN: whoever uses it by mistake sees NaN, not a number.
+    torchvision's network has the names of that layout, and the convolutions in the order of the file. The missing final
+    layer is filled with NaN: whoever uses it by mistake sees NaN, not a number.
 
-    Raises:
-        UserError: a tensor is missing or left over.
+    UserError: a tensor is missing or left over.
     """
+    from torchvision.models import inception_v3
+
+    with torch.device("meta"):
+        wanted = inception_v3(weights=None, aux_logits=False, init_weights=False).state_dict()
     unused = {name.removeprefix("net.layers."): tensor for name, tensor in tensors.items()}
+    found = [name.removesuffix(".weight") for name in unused if name.endswith(".weight")]
+    layers = [name.removesuffix(".conv.weight") for name in wanted if name.endswith(".conv.weight")]
+    if len(found) != len(layers):
+        raise UserError(f"{SCRIPT}: expected {len(layers)} convolutions, got {len(found)}")
     state: dict[str, Tensor] = {}
     try:
-        for old, new in LAYERS.items():
+        for old, new in zip(found, layers, strict=True):
             state[f"{new}.conv.weight"] = unused.pop(f"{old}.weight").clone()
             bias = unused.pop(f"{old}.beta").clone()
             state[f"{new}.bn.weight"] = torch.ones_like(bias)  # the graph's batch norm has no scale
