@@ -31,8 +31,6 @@ PROFILES = Path("params")
 IMPORTED = "external.json"
 """In the folder of an external model: its fingerprint, and the variant of an imported checkpoint."""
 
-_FRACTION = re.compile(r"\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*/\s*([\d.]+(?:[eE][-+]?\d+)?)\s*")
-
 
 def _number(value: Any) -> Any:
     """Fractions and numbers written as text become numbers; booleans and endless digits are no numbers."""
@@ -41,9 +39,9 @@ def _number(value: Any) -> Any:
     if isinstance(value, int) and abs(value) > 2**63:
         raise ValueError(f"expected a number of at most 19 digits, got one of {value.bit_length()} bits")
     if isinstance(value, str):
-        fraction = _FRACTION.fullmatch(value)
         try:
-            value = float(fraction[1]) / float(fraction[2]) if fraction else float(value)
+            top, *bottom = map(float, value.split("/", 1))
+            value = top / bottom[0] if bottom else top
         except (ValueError, ZeroDivisionError):
             raise ValueError("expected a number or a fraction such as 8/255") from None
     if isinstance(value, float) and not math.isfinite(value):

@@ -1,12 +1,12 @@
 """Trained models in MLflow: logged with their signature, registered under a name, found by an alias."""
 
 import re
-from typing import Any
+
+import numpy as np
 
 from ebjdat.api import load
 from ebjdat.errors import UserError
 from ebjdat.evaluation import external
-from ebjdat.model.description import Description
 from ebjdat.run import Run
 from ebjdat.tracking import Store, describe, find_or_create
 
@@ -38,11 +38,13 @@ def register(run: Run, alias: str) -> tuple[str, str]:
     if run.is_external:
         trained["fingerprint"] = external.fingerprint_of(run.model_dir)
     run_id = find_or_create(store, run, trained)
+    # float32 images (-1,C,H,W) -> logits (-1,classes): MLflow leaves the first axis open
+    images, logits = (np.zeros((1, *sides), np.float32) for sides in (described.shape, (described.classes,)))
     with store.default() as mlflow:
         logged = mlflow.pytorch.log_model(
             model,
             name="classifier",
-            signature=signature(described),
+            signature=mlflow.models.infer_signature(images, logits),
             registered_model_name=name,
             serialization_format="pickle",  # the traced form would lose energies and samples
             pip_requirements=["torch", "numpy", "ebjdat"],
@@ -61,14 +63,3 @@ def check_alias(alias: str) -> None:
             f"--alias {alias}: expected letters, digits, _ and - only, and neither `latest` nor `v` with a number, "
             "which MLflow keeps for itself"
         )
-
-
-def signature(described: Description) -> Any:
-    """Images float32 (-1,C,H,W) in [0, 1] -> logits float32 (-1,classes), as MLflow writes it."""
-    import numpy as np
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    images = TensorSpec(np.dtype(np.float32), (-1, *described.shape))
-    logits = TensorSpec(np.dtype(np.float32), (-1, described.classes))
-    return ModelSignature(inputs=Schema([images]), outputs=Schema([logits]))

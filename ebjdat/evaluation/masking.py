@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from ebjdat.statistics import Rate, Result, paired
+from ebjdat.statistics import Rate, Result, paired_interval
 
 NOTHING_LEFT = 0.02
 """An accuracy is about 0 when it is at most this, and not known to be above when its 95 % interval reaches it."""
@@ -48,7 +48,7 @@ class Indicator:
 
 def no_higher(first: Rate, second: Rate, tolerance: float = 0.0) -> Verdict:
     """The claim that the first accuracy exceeds the second by at most ``tolerance``, on shared images."""
-    low, high = paired(first, second).interval()
+    low, high = paired_interval(first, second)
     return "failed" if low > tolerance else "shown" if high <= tolerance else "not rejected"
 
 
