@@ -74,14 +74,10 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, f"{text}\n")
 
 
-def canonical(value: Any) -> bytes:
-    """One byte string per value: JSON with sorted keys and no spaces; NaN is refused with ValueError."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
-
-
 def digest(value: Any, length: int = 16) -> str:
-    """The first ``length`` hex characters of the SHA-256 of :func:`canonical`."""
-    return hashlib.sha256(canonical(value)).hexdigest()[:length]
+    """SHA-256 of a value as JSON with sorted keys, so many hex characters of it. ValueError: a number is NaN."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def write_files(run: Run) -> None:
     for name in figures.SAMPLES:
         files.write_png(run.arrays("generate") / f"{name}.png", images[0, 0])
     rows = [{"epoch": n, "val_clean": 0.9, "loss": 1 / n} | dict.fromkeys(plots.ENERGIES, -n) for n in (1, 2)]
-    files.write_text(run.model_dir / "history.jsonl", "".join(f"{files.canonical(row).decode()}\n" for row in rows))
+    files.write_text(run.model_dir / "history.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ebjdat.protocols import Protocol, as_fraction
 from ebjdat.results.frame import Results
-from ebjdat.results.names import display_name, generates
+from ebjdat.results.names import COMPARED, display_name, generates
 from ebjdat.statistics import wilson
 
 LONGEST_CAPTION = 240
@@ -135,7 +135,6 @@ def _plain(results: Results, model: str, metric: str) -> str:
     return accuracy_text(values, min(images)) if images else value_text(values)
 
 
-AUTOATTACK = "autoattack/standard/autoattack"
 _STAGES = {
     "clean": "clean and PGD-20",
     "autoattack": "AutoAttack and its attacks",
@@ -169,7 +168,7 @@ def caption(
     told = [f"{_STAGES.get(stage, stage)}: {seeds_text(found)}" for stage, found in fewer.items()]
     parts.append(seeds_text(every) + (f" ({'; '.join(told)})" if told else ""))
     text = f"{'; '.join(parts)}. {extra}".strip()
-    if AUTOATTACK in metrics and not results.params.current.evaluation.autoattack.cascade:
+    if COMPARED["AutoAttack"] in metrics and not results.params.current.evaluation.autoattack.cascade:
         return text.replace(_STAGES["autoattack"], "AutoAttack: worst case of its attacks")
     return text
 
