@@ -11,11 +11,6 @@ from ebjdat.run import Run
 from ebjdat.tracking import Store, describe, find_or_create
 
 
-def registered_name(run: Run) -> str:
-    """Name in the registry: one per profile and model; seeds and trainings are its versions."""
-    return f"ebjdat-{run.profile}-{run.model}"
-
-
 def register(run: Run, alias: str) -> tuple[str, str]:
     """Log the best checkpoint of a run to its MLflow run and register it.
 
@@ -23,17 +18,23 @@ def register(run: Run, alias: str) -> tuple[str, str]:
         alias: points to the new version from now on, such as ``champion``.
 
     Returns:
-        Name and version in the registry; ``models:/<name>@<alias>`` opens it.
+        Name and version in the registry; ``models:/<name>@<alias>`` opens it. There is one name per profile and model;
+        seeds and trainings are its versions.
 
     Raises:
         UserError: the alias is not one that MLflow takes, the model or its description is missing, or the store fails.
     """
-    check_alias(alias)
+    # MLflow would refuse it only after the model is logged.
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,255}", alias) or re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE):
+        raise UserError(
+            f"--alias {alias}: expected letters, digits, _ and - only, and neither `latest` nor `v` with a number, "
+            "which MLflow keeps for itself"
+        )
     model = load(run.model_dir)
     described = model.description
     if described is None or described.run != run:
         raise UserError(f"{run.model_dir} does not describe the model {run}: run `dvc repro` to make it again")
-    name, store = registered_name(run), Store.open(run.profile)
+    name, store = f"ebjdat-{run.profile}-{run.model}", Store.open(run.profile)
     trained = described.params | {"revision": described.revision}
     if run.is_external:
         trained["fingerprint"] = external.fingerprint_of(run.model_dir)
@@ -54,12 +55,3 @@ def register(run: Run, alias: str) -> tuple[str, str]:
         store.client.set_registered_model_alias(name, alias, version)
         store.client.update_registered_model(name, describe(run))
         return name, version
-
-
-def check_alias(alias: str) -> None:
-    """Refuse what MLflow would refuse only after the model is logged. UserError: with what is allowed."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,255}", alias) or re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE):
-        raise UserError(
-            f"--alias {alias}: expected letters, digits, _ and - only, and neither `latest` nor `v` with a number, "
-            "which MLflow keeps for itself"
-        )
