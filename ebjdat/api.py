@@ -62,7 +62,6 @@ class Classifier(EnergyModel):
         Where chains see batch statistics, at least 64 of them run together, so that few samples look like many.
 
         Args:
-            n: number of samples.
             y: one class for all, or labels (n,) int64; None: chains go down E(x), whatever the class.
             generator: source of randomness; None: PyTorch's global one seeds the chains.
             steps: outer steps of the chains; None: as many as the profile's evaluation takes.
@@ -117,7 +116,6 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Classifier:
     Args:
         path: a model's folder (its best checkpoint is taken), a checkpoint in one, or an exported folder with
             ``config.json`` and ``model.safetensors``.
-        device: where it will run.
 
     Raises:
         UserError: the file is missing or damaged, or is no model of this project.

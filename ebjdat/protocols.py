@@ -141,10 +141,8 @@ class Protocol:
         return self.scale * nominal
 
     def input_noise(self, trained_with: float) -> float:
-        """Standard deviation of the input noise, pixel units, for a model whose labelled images had that noise.
-
-        Args:
-            trained_with: in the network's [-1, 1] scale; 0 for a model without.
+        """Standard deviation of the input noise, pixel units, for a model whose labelled images had ``trained_with`` in
+        the network's [-1, 1] scale (0: none).
         """
         return trained_with / 2 if self.noisy else 0.0
 

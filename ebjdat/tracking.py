@@ -313,17 +313,9 @@ class Curves:
 
 
 def log_records(profile: str, records: Iterable[Record], pictures: Pictures = lambda run: {}) -> int:
-    """Log every record that the store lacks, with curves, times and pictures where they are on disk.
+    """Log every record of a profile that the store lacks, with curves, times and pictures where they are on disk.
 
-    Args:
-        records: of one profile.
-        pictures: asked for where a record is new.
-
-    Returns:
-        How many records were logged.
-
-    Raises:
-        TrackingError: the store failed; what is missing then is logged by the next call.
+    Returns how many were logged. TrackingError: the store failed; the next call logs what is missing then.
     """
     store = Store.open(profile)
     known = {run.data.tags[KEY]: run for run in store.runs()}

@@ -61,10 +61,8 @@ def evaluate(
 
     Args:
         models: ``best`` and, if there is one, ``last`` checkpoint.
-        cases: both protocols on the model's images.
         generated: sets of samples (M,C,H,W) in [0, 1], named ``generated`` (the replay buffer) and ``generated-<how>``.
         adversary: None for a model trained without one.
-        label: of the progress.
 
     Raises:
         AuditError: an attack broke a property, or predictions depend on the batch size.

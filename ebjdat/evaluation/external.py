@@ -200,12 +200,7 @@ def save(folder: Path, spec: str, x: Tensor, y: Tensor) -> str:
 
     Writes ``best.pt`` (factory, weights, answers) and ``external.json``. The fingerprint hashes weights, architecture
     as printed, the factory's name, the source of its file (not what that file imports), and logits of fixed images.
-
-    Args:
-        x, y: test images (N,C,H,W) in [0, 1], labels (N,).
-
-    Raises:
-        UserError: the factory or its model cannot be used.
+    x are test images (N,C,H,W) in [0, 1], y their labels (N,). UserError: the factory or its model cannot be used.
     """
     model = make(spec)
     check(model, x[:LOOKED_AT], y[:LOOKED_AT])

@@ -90,10 +90,8 @@ def draw_samples(
     """Generate everything that :func:`measure` needs, on the model's device.
 
     Args:
-        prepared: for the informative start.
         buffer: (size, C, H, W) float32, the replay buffer of the model.
         seed: of the model's run; every purpose has its own stream derived from it.
-        label: of the progress.
     """
     device = next(model.parameters()).device
     start = start_of(variant, prepared, device)

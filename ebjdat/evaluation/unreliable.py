@@ -38,10 +38,8 @@ def remarks(record: Mapping[str, Any], clean: Mapping[str, Any] | None) -> dict[
     """What has to stand beside accuracies of a record, by metric: the warnings about it with their counts.
 
     ``no robustness figure`` comes first where the outputs are probabilities, where more than
-    :data:`LARGEST_ZERO_SHARE` of the images have no gradient, or where Square beats the gradient attacks.
-
-    Args:
-        clean: the record of the stage ``clean`` of the same run, where there is one.
+    :data:`LARGEST_ZERO_SHARE` of the images have no gradient, or where Square beats the gradient attacks. ``clean`` is
+    the record of the stage ``clean`` of the same run, where there is one.
     """
     found = dict[str, str]()
     same = clean is not None and clean["weights"] == record["weights"]

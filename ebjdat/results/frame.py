@@ -168,8 +168,7 @@ def from_records(params: Params, found: Iterable[Record]) -> Results:
 def frame_from_store(found: pd.DataFrame, records: Collection[Record]) -> pd.DataFrame:
     """The frame, from what MLflow knows of these records, as they were written.
 
-    Args:
-        found: of :func:`ebjdat.tracking.search`; a run's tag ``record.<stage>`` says whose numbers it has.
+    ``found`` is of :func:`ebjdat.tracking.search`; a run's tag ``record.<stage>`` says whose numbers it has.
     """
     runs = found.to_dict("records")
     tags = [name for name in found if name.startswith("tags.record.")]

@@ -50,11 +50,7 @@ class Debiased(Prepared):
 
 
 class DHAT(PGDAT):
-    """See the module.
-
-    Args:
-        helper: a trained network in eval mode; needed for masks only.
-    """
+    """See the module; ``helper`` is a trained network in eval mode, needed for masks only."""
 
     def __init__(self, eps: float, settings: Debiasing, helper: EnergyModel | None = None) -> None:
         super().__init__(eps)
