@@ -75,9 +75,12 @@ def evaluate(
         rates, attacks = _accuracies(models, cases, batches, progress)
         audits = {name: attacked.audit.plain() for name, attacked in attacks.items()}
         kinds: Kinds = {"clean": (x, y), "adversarial": (attacks[f"{case.name}/pgd-20"].x_adv, y)}
-        kinds["targeted"], audits["targeted"] = _targeted(best, case, batches, progress)
-    if adversary is not None:
-        kinds["training-adversary"], audits["training-adversary"] = _trained_with(best, case, adversary, batches)
+        crafts = {"targeted": (case.radius, _targeted(best, case, batches, progress))}
+        if adversary is not None:
+            crafts["training-adversary"] = adversary.bound, _trained_with(best, case, adversary, batches)
+        for name, (bound, craft) in crafts.items():
+            x_adv, audit = run_guarded(name, best, x, bound, craft)
+            kinds[name], audits[name] = (x_adv, y), audit.plain()
     kinds |= {name: (images, None) for name, images in (generated or {}).items()}
     sets = outliers(x, case.protocol.seed)
     kinds |= {name: (images, None) for name, images in sets.items()}
@@ -154,32 +157,22 @@ Kinds = dict[str, tuple[Tensor, Tensor | None]]
 """Images and labels by kind."""
 
 
-def _trained_with(
-    model: nn.Module, case: Case, adversary: Adversary, batches: Batches
-) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
-    """What the training adversary makes of the images; it draws on their device, batch by batch."""
+def _trained_with(model: nn.Module, case: Case, adversary: Adversary, batches: Batches) -> Callable[[], Tensor]:
+    """The training adversary; it draws on the images' device, batch by batch."""
     generator = torch.Generator(case.x.device).manual_seed(case.protocol.seed)
 
     def craft(images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         return (adversary.craft(model, images, labels, generator),)
 
-    x_adv, audit = run_guarded(
-        "training-adversary", model, case.x, adversary.bound, lambda: batches.map(craft, case.x, case.y)[0]
-    )
-    return (x_adv, case.y), audit.plain()
+    return lambda: batches.map(craft, case.x, case.y)[0]
 
 
-def _targeted(
-    model: nn.Module, case: Case, batches: Batches, progress: Progress
-) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
+def _targeted(model: nn.Module, case: Case, batches: Batches, progress: Progress) -> Callable[[], Tensor]:
     """PGD towards the likeliest wrong class."""
     logits = logits_of(model, case.x, batches)
     targets = logits.scatter(1, case.y[:, None], -torch.inf).argmax(1)
     attack = _pgd(case, batches, progress, towards)
-    generator = stream(case.protocol.seed, "targeted")
-    craft = partial(attack, model, case.x, targets, generator)
-    x_adv, audit = run_guarded("targeted", model, case.x, case.radius, craft)
-    return (x_adv, case.y), audit.plain()
+    return partial(attack, model, case.x, targets, stream(case.protocol.seed, "targeted"))
 
 
 def _look(model: nn.Module, x: Tensor, y: Tensor | None, batches: Batches) -> Seen:

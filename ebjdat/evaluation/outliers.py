@@ -21,10 +21,11 @@ PATCH = 64
 
 def outliers(x: Tensor, seed: int) -> dict[str, Tensor]:
     """As many images of every set as x (N,C,H,W) in [0, 1] has, on its device."""
+    order = torch.randperm(len(x), generator=stream(seed, "interpolated")).to(x.device)
     return {
         "photographs": photographs(len(x), tuple(x.shape[1:]), seed).to(x.device),
-        "interpolated": interpolated(x, seed),
-        "uniform-noise": uniform_noise(x, seed),
+        "interpolated": 0.5 * (x + x[order].roll(1, 0)),  # the mean of each image and another one
+        "uniform-noise": torch.rand(x.shape, generator=stream(seed, "uniform-noise")).to(x.device),
     }
 
 
@@ -52,14 +53,3 @@ def _sample_pictures() -> list[Tensor]:
     assert package is not None and package.origin is not None
     paths = [Path(package.origin).parent / "datasets" / "images" / name for name in PICTURES]
     return [torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1) for path in paths]
-
-
-def interpolated(x: Tensor, seed: int) -> Tensor:
-    """The mean of each image and another one of x."""
-    order = torch.randperm(len(x), generator=stream(seed, "interpolated"))
-    return 0.5 * (x + x[order.to(x.device)].roll(1, 0))
-
-
-def uniform_noise(x: Tensor, seed: int) -> Tensor:
-    """Independent uniform pixels in [0, 1]."""
-    return torch.rand(x.shape, generator=stream(seed, "uniform-noise")).to(x.device)
