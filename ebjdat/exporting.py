@@ -12,7 +12,7 @@ from ebjdat.api import load
 from ebjdat.errors import UserError
 from ebjdat.model import exported
 from ebjdat.model.description import Description
-from ebjdat.model.store import Architecture, read_payload
+from ebjdat.model.wideresnet import Architecture, WideResNet
 from ebjdat.protocols import PROTOCOLS, as_fraction
 from ebjdat.record import Record, rates_of, read_records, run_of
 
@@ -46,13 +46,14 @@ def export(source: str | Path, folder: str | Path) -> Path:
         raise UserError(f"{source} has no model.json: train the model again with this version")
     weights, found = files.file_hash(source / "best.pt"), read_records(described.profile)
     mine = [record for record in found if run_of(record) == described.run and record["weights"] == weights]
-    architecture = Architecture(**read_payload(source / "best.pt")["architecture"])
-    files.write_text(folder / CARD, card(described, architecture, weights, mine))
+    network = model.network
+    assert isinstance(network, WideResNet)
+    files.write_text(folder / CARD, card(described, network.architecture, weights, mine))
     if described.gaussians is not None:
         with files.atomic(folder / GAUSSIANS) as handle:  # either may be a link into DVC's cache
             handle.write(model.gaussians_file().read_bytes())
         described = described.model_copy(update={"gaussians": GAUSSIANS})
-    exported.write(folder, model.network, architecture, described)
+    exported.write(folder, network, described)
     return folder
 
 

@@ -656,7 +656,7 @@ def workspace(short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
         files.write_json(setup.run.model_dir / description.NAME, described.plain())
         for checkpoint in ("best", "last"):
             path = tmp_path / "models" / "digits" / name / "0" / f"{checkpoint}.pt"
-            save_model(path, new_model(architecture, 0), architecture)
+            save_model(path, new_model(architecture, 0))
     np.savez(tmp_path / "models" / "digits" / "ebjdat-jempp" / "0" / "buffer.npz", images=held_out(20)[0].numpy())
     return tmp_path
 

@@ -95,8 +95,8 @@ def test_equal_seeds_give_equal_weights_and_leave_the_global_stream_alone() -> N
 
 def test_a_saved_model_returns_and_equal_models_are_equal_files(tmp_path: Path) -> None:
     model = new_model(TINY, 3)
-    save_model(tmp_path / "a" / "best.pt", model, TINY)
-    save_model(tmp_path / "b" / "best.pt", model, TINY)
+    save_model(tmp_path / "a" / "best.pt", model)
+    save_model(tmp_path / "b" / "best.pt", model)
     loaded = load_model(tmp_path / "a" / "best.pt")
     assert model_digest(loaded) == model_digest(model)
     assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())

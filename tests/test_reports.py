@@ -206,7 +206,7 @@ def write_everything(folder: Path, value: int) -> None:
     files.write_json(folder / "numbers.json", [value])
     files.write_npz(folder / "arrays.npz", {"a": np.full(9, value)})
     files.write_png(folder / "picture.png", np.full((4, 4), value, np.uint8))
-    save_model(folder / "best.pt", new_model(SMALL, value), SMALL)
+    save_model(folder / "best.pt", new_model(SMALL, value))
     torch.manual_seed(value)
     save_classifier(folder / "classifier.pt", Classifier(2))
     save_mixture(folder / "gaussians.npz", fit_mixture(torch.rand(40, 1, 4, 4), torch.arange(40) % 10))
@@ -346,7 +346,7 @@ def test_a_negative_milestone_is_refused() -> None:
 
 
 def test_images_of_whole_numbers_are_refused_by_the_api() -> None:
-    save_model(Path("best.pt"), new_model(SMALL, 0), SMALL)
+    save_model(Path("best.pt"), new_model(SMALL, 0))
     model = ebjdat.load("best.pt")
     with pytest.raises(UserError, match=r"in \[0, 1\], got torch.uint8: divide by 255 first"):
         model(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))

@@ -15,14 +15,14 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 
 
-def write(folder: Path, network: nn.Module, architecture: Architecture, described: Description) -> None:
+def write(folder: Path, network: WideResNet, described: Description) -> None:
     """Write the two files; the weights' names start with ``network.``, as in the module of ``ebjdat.load``."""
     from safetensors.torch import save
 
     state = {f"network.{name}": tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
     with files.atomic(folder / WEIGHTS) as handle:
         handle.write(save(state, {"format": "pt"}))
-    config = {"architecture": asdict(architecture), "model": described.plain(), "model_type": "ebjdat"}
+    config = {"architecture": asdict(network.architecture), "model": described.plain(), "model_type": "ebjdat"}
     files.write_json(folder / CONFIG, config)
 
 

@@ -201,7 +201,7 @@ def write(folder: Path, released: Released, variant: str, source: Path) -> str:
     """Write ``best.pt``, ``buffer.npz`` (where there is a buffer) and ``external.json``; returns the fingerprint."""
     model = EnergyModel(WideResNet(released.architecture))
     model.network.load_state_dict(released.state)
-    save_model(folder / "best.pt", model, released.architecture)
+    save_model(folder / "best.pt", model)
     (folder / "buffer.npz").unlink(missing_ok=True)
     if released.buffer is not None:
         files.write_npz(folder / "buffer.npz", {"images": released.buffer.numpy()}, compress=False)

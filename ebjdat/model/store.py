@@ -24,10 +24,11 @@ def new_model(architecture: Architecture, seed: int) -> EnergyModel:
     return EnergyModel(network).to(memory_format=torch.channels_last)
 
 
-def save_model(path: Path, model: EnergyModel, architecture: Architecture) -> None:
+def save_model(path: Path, model: EnergyModel) -> None:
     """Write the model atomically; equal models give equal bytes."""
+    assert isinstance(model.network, WideResNet)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_payload(path, {"architecture": asdict(architecture), "state": state})
+    save_payload(path, {"architecture": asdict(model.network.architecture), "state": state})
 
 
 def save_payload(path: Path, payload: dict) -> None:

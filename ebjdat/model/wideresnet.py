@@ -128,6 +128,7 @@ class WideResNet(nn.Module):
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
+        self.architecture = architecture
         norm, momentum = architecture.norm, architecture.momentum
         blocks, rest = divmod(architecture.depth - 4, 6)
         if rest:

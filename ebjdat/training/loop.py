@@ -52,7 +52,6 @@ class Outcome:
     best_epoch: int
     history: list[dict[str, Any]]
     events: list[dict[str, Any]]
-    architecture: Architecture
 
 
 class Trainer:
@@ -309,7 +308,6 @@ class Trainer:
             best_epoch=best["epoch"] + 1,
             history=self.state.history,
             events=self.state.events,
-            architecture=self.architecture,
         )
 
 

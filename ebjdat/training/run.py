@@ -90,8 +90,8 @@ def key_of(setup: Setup, data: str) -> dict[str, Any]:
 
 def _write(run: Run, outcome: Outcome, helper: EnergyModel | None) -> dict[str, Any]:
     folder = run.model_dir
-    save_model(folder / "best.pt", outcome.best, outcome.architecture)
-    save_model(folder / "last.pt", outcome.last, outcome.architecture)
+    save_model(folder / "best.pt", outcome.best)
+    save_model(folder / "last.pt", outcome.last)
     if outcome.buffer is not None:
         files.write_npz(folder / "buffer.npz", {"images": outcome.buffer.contiguous().numpy()})
     rows = (json.dumps(row, sort_keys=True) + "\n" for row in outcome.history)
@@ -105,7 +105,7 @@ def _write(run: Run, outcome: Outcome, helper: EnergyModel | None) -> dict[str, 
         "selected": outcome.history[outcome.best_epoch - 1],
     }
     if helper is not None:
-        save_model(folder / "helper.pt", helper, outcome.architecture)
+        save_model(folder / "helper.pt", helper)
         summary["helper_sha256"] = model_digest(helper)
     files.write_json(folder / "summary.json", summary)
     return summary

@@ -107,7 +107,7 @@ NOISE = np.random.default_rng(1).integers(0, 256, (300, 300), np.uint8)
 
 def a_model(path: Path) -> None:
     architecture = Architecture(depth=10, width=1, channels=1, classes=10, norm="batch")
-    save_model(path, new_model(architecture, 0), architecture)
+    save_model(path, new_model(architecture, 0))
 
 
 WRITERS: dict[str, Callable[[Path], object]] = {
