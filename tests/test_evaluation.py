@@ -229,7 +229,7 @@ def test_a_scale_of_the_logits_that_rounds_gradients_to_zero_hides_nothing_from_
         scaled.rates["standard/pgd-20"],
         scaled.rates["standard/pgd-20-rescaled"],
     )
-    assert hidden.correct > found.correct + 10 and found.correct <= 2 * robust.correct
+    assert hidden.correct > found.correct + 10 and found.correct - robust.correct < 10
 
 
 def test_outliers_are_images_of_the_same_shape_and_not_the_data(images: tuple[Tensor, Tensor]) -> None:
