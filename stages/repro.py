@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import functools
 import heapq
+import math
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from ebjdat import command, files
 from ebjdat.config import Params, load_params
@@ -40,28 +42,40 @@ GUESSES = {"train": 100.0, "autoattack": 100.0}
 """Seconds by kind where nothing like it has run anywhere, as on digits."""
 QUIET_SECONDS = 30.0
 """Time between two lines of a log; a terminal has one line that is rewritten."""
+BUSY_SECONDS = 9.0
+"""Time between two lines about another DVC that is waited for."""
 
 
 def plan(targets: Sequence[str]) -> dict[str, set[str]]:
     """What is stale and what needs something stale, and which of these each waits for.
+
+    Another DVC in this repository is waited for: the stages of a runner that was killed go on to their end.
 
     Args:
         targets: stages (`clean-baseline@pgd_at-0`, in short `clean@pgd_at-0`), or their kind for all models, and with
             them what they need. Empty: everything.
 
     Raises:
-        UserError: DVC cannot read the pipeline, another DVC holds the repository, or a target is no stage.
+        UserError: DVC cannot read the pipeline, or a target is no stage.
     """
     import networkx as nx
     from dvc.exceptions import DvcException
-    from dvc.repo import Repo
+    from dvc.lock import LockError
 
-    try:
-        with Repo() as repo:  # edges lead to what is needed
-            graph = nx.relabel_nodes(repo.index.graph, lambda stage: stage.addressing)
-            changed = set(repo.status()) & set(graph)
-    except DvcException as error:
-        raise UserError(f"DVC cannot say what is stale: {error}") from None
+    told = -math.inf
+    while True:
+        try:
+            graph, changed = _graph()
+            break
+        except LockError as error:
+            if time.monotonic() - told >= BUSY_SECONDS:
+                told = time.monotonic()
+                print(
+                    "waiting:", " ".join(str(error).partition("If there are")[0].split()), file=sys.stderr, flush=True
+                )
+            time.sleep(1.0)
+        except DvcException as error:
+            raise UserError(f"DVC cannot say what is stale: {error}") from None
     chosen = set() if targets else set(graph)
     for target in targets:
         named = {name for name in graph if target in (name, kind(name), f"{kind(name)}@{name.partition('@')[2]}")}
@@ -70,6 +84,16 @@ def plan(targets: Sequence[str]) -> dict[str, set[str]]:
         chosen |= named.union(*(nx.descendants(graph, name) for name in named))
     stale = changed.union(*(nx.ancestors(graph, name) for name in changed)) & chosen
     return {name: set(graph.successors(name)) & stale for name in graph if name in stale}
+
+
+def _graph() -> tuple[Any, set[str]]:
+    """All stages by name, with edges to what each needs, and those that DVC calls changed."""
+    import networkx as nx
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        graph = nx.relabel_nodes(repo.index.graph, lambda stage: stage.addressing)
+        return graph, set(repo.status()) & set(graph)
 
 
 def kind(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -74,6 +75,23 @@ def test_ctrl_c_and_sigterm_reach_the_stages_which_write_a_checkpoint(checkout: 
     assert process.returncode == 130 and "was stopped:\n" in told
     did = [event[0] for event in events(checkout)]
     assert did.count("checkpoint") == did.count("begin") > 0 and "end" not in did
+
+
+def test_stages_that_go_on_after_their_runner_was_killed_are_waited_for(checkout: Path) -> None:
+    orphan = subprocess.Popen(["sleep", "100"])
+    held = {"pid": orphan.pid, "cmd": "dvc repro --single-item prepare"}
+    files.write_json(checkout / ".dvc/tmp/rwlock", {"write": {str(checkout / "data/digits"): held}, "read": {}})
+    line = [sys.executable, "-m", "stages.repro", "--dry-run"]
+    process = subprocess.Popen(
+        line, cwd=checkout, env=stub_pipeline.environment_of(), stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    assert re.match(r"waiting: .*data/digits' is busy.*\(PID \d+\): dvc repro", process.stderr.readline())
+    assert process.poll() is None
+    orphan.kill()
+    orphan.wait()
+    process.communicate(timeout=120)
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize(
