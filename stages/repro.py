@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import functools
+import heapq
+import math
 import os
 import shutil
 import signal
@@ -18,6 +20,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from ebjdat import command, files
 from ebjdat.config import Params, load_params
@@ -33,32 +36,46 @@ HEAP = {
 fetches it page by page again, a tenth to a quarter of a stage's time on small images. No number changes."""
 MEMORY = 1.5 * 2**30
 """Free bytes asked for per stage that runs at once; on small images a stage takes about half of it."""
-GUESSES = {"train": 100.0, "autoattack": 200.0}
-"""Seconds by kind where nothing like it has run yet, as on digits; they decide the order alone."""
+ELSEWHERE = "benchmarks/results/repro-{profile}.json"
+"""What `make repro` took where its committed times were measured."""
+GUESSES = {"train": 100.0, "autoattack": 100.0}
+"""Seconds by kind where nothing like it has run anywhere, as on digits."""
 QUIET_SECONDS = 30.0
 """Time between two lines of a log; a terminal has one line that is rewritten."""
+BUSY_SECONDS = 9.0
+"""Time between two lines about another DVC that is waited for."""
 
 
 def plan(targets: Sequence[str]) -> dict[str, set[str]]:
     """What is stale and what needs something stale, and which of these each waits for.
+
+    Another DVC in this repository is waited for: the stages of a runner that was killed go on to their end.
 
     Args:
         targets: stages (`clean-baseline@pgd_at-0`, in short `clean@pgd_at-0`), or their kind for all models, and with
             them what they need. Empty: everything.
 
     Raises:
-        UserError: DVC cannot read the pipeline, another DVC holds the repository, or a target is no stage.
+        UserError: DVC cannot read the pipeline, or a target is no stage.
     """
     import networkx as nx
     from dvc.exceptions import DvcException
-    from dvc.repo import Repo
+    from dvc.lock import LockError
 
-    try:
-        with Repo() as repo:  # edges lead to what is needed
-            graph = nx.relabel_nodes(repo.index.graph, lambda stage: stage.addressing)
-            changed = set(repo.status()) & set(graph)
-    except DvcException as error:
-        raise UserError(f"DVC cannot say what is stale: {error}") from None
+    told = -math.inf
+    while True:
+        try:
+            graph, changed = _graph()
+            break
+        except LockError as error:
+            if time.monotonic() - told >= BUSY_SECONDS:
+                told = time.monotonic()
+                print(
+                    "waiting:", " ".join(str(error).partition("If there are")[0].split()), file=sys.stderr, flush=True
+                )
+            time.sleep(1.0)
+        except DvcException as error:
+            raise UserError(f"DVC cannot say what is stale: {error}") from None
     chosen = set() if targets else set(graph)
     for target in targets:
         named = {name for name in graph if target in (name, kind(name), f"{kind(name)}@{name.partition('@')[2]}")}
@@ -69,22 +86,41 @@ def plan(targets: Sequence[str]) -> dict[str, set[str]]:
     return {name: set(graph.successors(name)) & stale for name in graph if name in stale}
 
 
+def _graph() -> tuple[Any, set[str]]:
+    """All stages by name, with edges to what each needs, and those that DVC calls changed."""
+    import networkx as nx
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        graph = nx.relabel_nodes(repo.index.graph, lambda stage: stage.addressing)
+        return graph, set(repo.status()) & set(graph)
+
+
 def kind(name: str) -> str:
     """``clean`` of ``clean@ebjdat-jempp-0``, of ``clean-baseline@pgd_at-0`` and of ``clean-source@undefended-0``."""
     return name.split("@")[0].removesuffix("-baseline").removesuffix("-source")
 
 
 class Times:
-    """Seconds that each stage of a profile took last, kept in .scratch/times/."""
+    """Seconds that each stage of a profile took last, kept in .scratch/times/, and those measured elsewhere."""
 
     def __init__(self, profile: str) -> None:
         self._path = files.scratch("times", profile, "repro.json")
         self._seconds: dict[str, float] = files.read_json(self._path) if self._path.is_file() else {}
+        measured = Path(ELSEWHERE.format(profile=profile))
+        rows = files.read_json(measured)["stages"] if measured.is_file() else []
+        self._elsewhere = {f"{row['stage']}@{row['model']}-{row['seed']}": row["seconds"] for row in rows}
+
+    def is_new(self, name: str) -> bool:
+        """Whether nothing of a stage's kind has run here."""
+        return not _alike(name, self._seconds)
 
     def of(self, name: str) -> float | None:
-        """Expected seconds: the last time, or the mean of its kind; None where nothing like it has run."""
-        alike = [seconds for other, seconds in self._seconds.items() if kind(other) == kind(name)]
-        return self._seconds.get(name, sum(alike) / len(alike) if alike else None)
+        """Expected seconds: the last time here, else the mean of its kind, here or elsewhere; None: nobody knows."""
+        for seconds in (self._seconds, self._elsewhere):
+            if alike := _alike(name, seconds):
+                return seconds.get(name, sum(alike) / len(alike))
+        return None
 
     def put(self, name: str, seconds: float) -> None:
         """Keep the time of a stage that succeeded."""
@@ -92,15 +128,45 @@ class Times:
         files.write_json(self._path, self._seconds)
 
 
-def paths(stages: Mapping[str, set[str]], times: Times) -> dict[str, float]:
+def _alike(name: str, seconds: Mapping[str, float]) -> list[float]:
+    return [value for other, value in seconds.items() if kind(other) == kind(name)]
+
+
+def expected(stages: Mapping[str, set[str]], times: Times) -> dict[str, float]:
+    """Seconds of each stage, guessed where nobody knows."""
+    return {name: times.of(name) or GUESSES.get(kind(name), 10.0) for name in stages}
+
+
+def paths(stages: Mapping[str, set[str]], seconds: Mapping[str, float]) -> dict[str, float]:
     """Expected seconds from the start of each stage to the end of the longest chain of stages that need it."""
     after = {name: [other for other, needs in stages.items() if name in needs] for name in stages}
 
     @functools.cache
     def path(name: str) -> float:
-        return (times.of(name) or GUESSES.get(kind(name), 20.0)) + max(map(path, after[name]), default=0.0)
+        return seconds[name] + max(map(path, after[name]), default=0.0)
 
     return {name: path(name) for name in stages}
+
+
+def following(waiting: Mapping[str, set[str]], longest: Mapping[str, float], free: int) -> list[str]:
+    """What begins next where ``free`` more stages may run: nothing that waits for a stage, longest chains first."""
+    ready = [name for name, needs in waiting.items() if not needs]
+    return sorted(ready, key=longest.__getitem__, reverse=True)[:free]
+
+
+def makespan(stages: Mapping[str, set[str]], seconds: Mapping[str, float], jobs: int) -> float:
+    """Expected seconds of a plan with at most ``jobs`` stages at once, by the runner's own choice of what is next."""
+    waiting, longest = {name: set(needs) for name, needs in stages.items()}, paths(stages, seconds)
+    running: list[tuple[float, str]] = []
+    now = 0.0
+    while waiting or running:
+        for name in following(waiting, longest, jobs - len(running)):
+            del waiting[name]
+            heapq.heappush(running, (now + seconds[name], name))
+        now, done = heapq.heappop(running)
+        for needs in waiting.values():
+            needs.discard(done)
+    return now
 
 
 class Runner:
@@ -108,11 +174,12 @@ class Runner:
 
     def __init__(self, stages: dict[str, set[str]], jobs: int, times: Times) -> None:
         self.waiting = {name: set(needs) for name, needs in stages.items()}
-        self._paths = paths(stages, times)
+        self._longest = paths(stages, expected(stages, times))
         self.running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
         self.took: dict[str, float] = {}
         self.failed: list[str] = []
-        self.stopped = False
+        self.stopped = 0
+        self._passed_on = 0
         self._jobs, self._times, self._terminal = jobs, times, sys.stderr.isatty()
         self._started = self._told = time.monotonic()
 
@@ -121,32 +188,41 @@ class Runner:
         before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             while self._start() or self.running:
+                self._pass_on()
                 self._tell()
                 time.sleep(0.1)
                 self._collect()
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            self._print("")
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
+        # A stage that is just being started is in no list yet: the loop passes the signal on.
+        self.stopped += 1
+
+    def _pass_on(self) -> None:
         """SIGINT to every running DVC and its stage: DVC waits, the stage writes a checkpoint."""
-        self.stopped = True
-        for process, _ in self.running.values():
-            os.killpg(process.pid, signal.SIGINT)
+        if self.stopped > self._passed_on:
+            self._passed_on = self.stopped
+            for process, _ in self.running.values():
+                os.killpg(process.pid, signal.SIGINT)
 
     def _start(self) -> bool:
-        ready = [name for name, needs in self.waiting.items() if not needs and not self.stopped]
-        ready.sort(key=self._paths.__getitem__, reverse=True)
+        """Begin what is next; whether anything could begin."""
+        if self.stopped:
+            return False
+        begun = following(self.waiting, self._longest, self._jobs - len(self.running))
         share = str(max(1, command.processors() // self._jobs))  # of threads, and of the processes of AutoAttack
         shared = HEAP | {"OMP_NUM_THREADS": share} | os.environ | {"EBJDAT_CORES": share}
         shared["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        for name in ready[: self._jobs - len(self.running)]:
+        for name in begun:
             del self.waiting[name]
             with log_of(name).open("wb") as log:
                 line = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
                 process = subprocess.Popen(line, stdout=log, stderr=log, env=shared, start_new_session=True)
             self.running[name] = process, time.monotonic()
-        return bool(ready)
+        return bool(begun)
 
     def _collect(self) -> None:
         for name, (process, started) in list(self.running.items()):
@@ -172,7 +248,8 @@ class Runner:
         self._told = now
         names = ", ".join(f"{name} {duration(now - started)}" for name, (_, started) in self.running.items())
         left = len(self.waiting) + len(self.running)
-        line = f"{len(self.took)} done, {left} left, {duration(now - self._started)}; running: {names}"
+        doing = "stopping, stages write their checkpoints" if self.stopped else "running"
+        line = f"{len(self.took)} done, {left} left, {duration(now - self._started)}; {doing}: {names}"
         self._print(line[: shutil.get_terminal_size().columns - 1] if self._terminal else f"{line}\n")
 
     def _print(self, text: str) -> None:
@@ -198,16 +275,19 @@ def jobs_for(stages: int, params: Params) -> int:
 
 def repro(targets: Sequence[str] = (), jobs: int | None = None, *, dry_run: bool = False) -> None:
     """Run what is stale among ``targets`` and their needs; exits with 1 where a stage failed, 130 where stopped."""
-    params = load_params()
+    params, began = load_params(), time.monotonic()
+    if sys.stderr.isatty():
+        print("asking DVC what is stale", file=sys.stderr, flush=True)
     stages, times = plan(targets), Times(params.profile)
     if not stages:
         print("nothing is stale")
         return
     jobs = jobs or jobs_for(len(stages), params)
-    known = [seconds for name in stages if (seconds := times.of(name)) is not None]
-    unknown = f", {len(stages) - len(known)} of them for the first time here" if len(known) < len(stages) else ""
-    expected = f": about {duration(max(sum(known) / jobs, *known))}" if known else ""
-    print(f"{len(stages)} stages, {jobs} at once{unknown}{expected}", flush=True)
+    new = sum(map(times.is_new, stages))
+    unknown = f", {new} of them for the first time here" if new else ""
+    known = any(times.of(name) for name in stages)
+    about = f": about {duration(makespan(stages, expected(stages, times), jobs))}" if known else ""
+    print(f"{len(stages)} stages, {jobs} at once{unknown}{about}", flush=True)
     if dry_run:
         print("\n".join(stages))
         return
@@ -215,10 +295,11 @@ def repro(targets: Sequence[str] = (), jobs: int | None = None, *, dry_run: bool
     runner.run()
     longest = sorted(runner.took.items(), key=lambda item: item[1], reverse=True)[:5]
     print(
-        f"{len(runner.took)} of {len(stages)} stages done"
+        f"{len(runner.took)} of {len(stages)} stages done in {duration(time.monotonic() - began)}"
         + (f", {len(runner.failed)} failed ({', '.join(runner.failed)})" if runner.failed else "")
         + (f", {len(runner.waiting)} not begun" if runner.waiting else "")
-        + "".join(f"; {name} {duration(seconds)}" for name, seconds in longest)
+        + ("; longest: " if longest else "")
+        + ", ".join(f"{name} {duration(seconds)}" for name, seconds in longest)
     )
     if runner.stopped or runner.failed:
         sys.exit(command.INTERRUPTED if runner.stopped else 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from ebjdat import files
 from ebjdat.config import read_yaml, resolve
 from stages import study
-from stages.repro import Times, paths
+from stages.repro import Times, expected, makespan, paths, plan
 from tests import stub_pipeline, tiny
 from tests.stage_deps import ROOT
 from tests.stub_pipeline import events, python, ran, stale
@@ -41,7 +42,7 @@ def test_independent_stages_run_at_once_and_what_is_up_to_date_costs_nothing(che
     done = python(checkout, "stages.repro", "--jobs", "2", "train", STUB_SECONDS="5")
     assert done.returncode == 0, done.stderr
     assert "4 stages, 2 at once, 4 of them for the first time here\n" in done.stdout
-    assert "4 of 4 stages done; " in done.stdout
+    assert "4 of 4 stages done in " in done.stdout and "; longest: train-baseline@" in done.stdout
     times = {(what, name): float(when) for what, name, when, _ in events(checkout)}
     begun, ended = (sorted(times[what, name] for name in TRAIN) for what in ("begin", "end"))
     assert times["end", "prepare"] < begun[0] < begun[1] < ended[0] < begun[2], "two at once, after what they need"
@@ -76,6 +77,23 @@ def test_ctrl_c_and_sigterm_reach_the_stages_which_write_a_checkpoint(checkout: 
     assert did.count("checkpoint") == did.count("begin") > 0 and "end" not in did
 
 
+def test_stages_that_go_on_after_their_runner_was_killed_are_waited_for(checkout: Path) -> None:
+    orphan = subprocess.Popen(["sleep", "100"])
+    held = {"pid": orphan.pid, "cmd": "dvc repro --single-item prepare"}
+    files.write_json(checkout / ".dvc/tmp/rwlock", {"write": {str(checkout / "data/digits"): held}, "read": {}})
+    line = [sys.executable, "-m", "stages.repro", "--dry-run"]
+    process = subprocess.Popen(
+        line, cwd=checkout, env=stub_pipeline.environment_of(), stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    assert re.match(r"waiting: .*data/digits' is busy.*\(PID \d+\): dvc repro", process.stderr.readline())
+    assert process.poll() is None
+    orphan.kill()
+    orphan.wait()
+    process.communicate(timeout=120)
+    assert process.returncode == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -88,24 +106,46 @@ def test_what_it_cannot_run_is_told_in_one_line(checkout: Path, arguments: list[
     assert (done.returncode, done.stderr) == (2, message)
 
 
-def test_expected_times_are_the_last_ones_or_those_of_the_same_kind(
+def test_expected_times_are_the_last_ones_or_those_of_the_same_kind_here_or_where_the_committed_ones_were_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EBJDAT_SCRATCH", str(tmp_path))
     Times("digits").put("clean@ebjdat-jempp-0", 10.0)
     Times("digits").put("clean-baseline@pgd_at-0", 20.0)
     times = Times("digits")
-    assert [times.of(name) for name in ("clean@ebjdat-jempp-0", "clean@base-jem-3", "eot@base-jem-3")] == [10, 15, None]
-    assert Times("cifar10").of("clean@ebjdat-jempp-0") is None
+    assert [times.of(name) for name in ("clean@ebjdat-jempp-0", "clean@base-jem-3")] == [10, 15]
+    rows = files.read_json(ROOT / "benchmarks/results/repro-digits.json")["stages"]
+    elsewhere = [row["seconds"] for row in rows if row["stage"] == "eot"]
+    assert times.of("eot@base-jem-3") == sum(elsewhere) / len(elsewhere)
+    assert [times.is_new(name) for name in ("clean@base-jem-3", "eot@base-jem-3")] == [False, True]
+    assert times.of("tables") is None and Times("unheard-of").of("clean@ebjdat-jempp-0") is None
 
 
-def test_what_the_longest_chain_waits_for_begins_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EBJDAT_SCRATCH", str(tmp_path))
-    times = Times("digits")
-    for name, seconds in {"train@a": 5.0, "autoattack@a": 90.0, "eot@b": 60.0}.items():
-        times.put(name, seconds)
+def test_what_the_longest_chain_waits_for_begins_first() -> None:
     stages = {"eot@b": set[str](), "train@a": set[str](), "autoattack@a": {"train@a"}}
-    assert paths(stages, times) == {"eot@b": 60.0, "train@a": 95.0, "autoattack@a": 90.0}
+    seconds = {"train@a": 5.0, "autoattack@a": 90.0, "eot@b": 60.0}
+    assert paths(stages, seconds) == {"eot@b": 60.0, "train@a": 95.0, "autoattack@a": 90.0}
+    assert [makespan(stages, seconds, jobs) for jobs in (1, 2)] == [155.0, 95.0]
+
+
+def test_three_seeds_take_little_longer_than_the_longest_chain_or_an_even_share_of_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub_pipeline.make(tmp_path, stub_pipeline.pipeline())
+    text = (tmp_path / "params.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(text.replace("seeds: [0]", "seeds: [0, 1, 2]"), encoding="utf-8")
+    monkeypatch.setenv("EBJDAT_SCRATCH", str(tmp_path / "scratch"))
+    seconds = expected(stages := _planned(tmp_path, monkeypatch), Times("digits"))
+    assert len(stages) > 80
+    for cores in (2, 4, 8, 16):
+        best = max(*paths(stages, seconds).values(), sum(seconds.values()) / cores)
+        assert makespan(stages, seconds, cores) < 1.15 * best, f"{cores} cores"
+
+
+def _planned(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
+    with monkeypatch.context() as inside:
+        inside.chdir(folder)
+        return plan([])
 
 
 def test_a_study_runs_its_rows_and_leaves_params_yaml_as_it_was(tmp_path: Path) -> None:

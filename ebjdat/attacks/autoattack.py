@@ -4,7 +4,8 @@ The code is the package ``pyautoattack``, or an upstream ``autoattack`` install.
 on the place of an image in the batch, so it is called per fixed slice of images, the whole slice being
 one batch and every attack being seeded alike; calling the package directly on a slice gives the same
 flags. What the adapter adds: settings per attack, the robust images after each attack of a cascade, its
-warnings as data, and audits. :mod:`ebjdat.attacks.slices` runs many jobs and keeps their outcomes.
+warnings as data, audits, and a memory for the queries of Square (:mod:`ebjdat.attacks.memory`).
+:mod:`ebjdat.attacks.slices` runs many jobs and keeps their outcomes.
 
 Images are float32 (N,C,H,W) in [0, 1], eps in pixel units, labels int64 (N,).
 """
@@ -29,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from ebjdat.attacks.audit import check_images, guarded
+from ebjdat.attacks.memory import remembered
 from ebjdat.errors import AuditError, UserError
 
 CASCADE = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -165,6 +167,8 @@ def run_job(model: nn.Module, x: Tensor, y: Tensor, job: Job) -> Outcome:
     with guarded(job.label, model), _unseeded(x), _listening(counted), _untraced():
         adversary = official(model, job)
         _redirect_upstream(adversary, counted)
+        if "square" in job.attacks:
+            adversary.square.predict = remembered(model, x)
         watch = _Watch(y, job.attacks)
         watch.attach(adversary)
         x_adv, robust = _evaluate(adversary, x, y)
