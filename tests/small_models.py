@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,20 +42,25 @@ def digits() -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=4)
 def _weights(adversarial: bool) -> dict[str, Tensor]:
-    images, labels = digits()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = SmallNet()
-        optimiser = torch.optim.Adam(model.parameters(), 0.01)
-        for _ in range(12):
-            for picked in torch.randperm(1400)[: 1400 // 100 * 100].split(100):
-                x, y = images[picked], labels[picked]
-                if adversarial:
-                    x = _step(model, x, y)
-                optimiser.zero_grad()
-                F.cross_entropy(model(x), y).backward()
-                optimiser.step()
-    return model.state_dict()
+        return fit(SmallNet(), 12, 100, _step if adversarial else lambda model, x, y: x).state_dict()
+
+
+def fit(
+    model: nn.Module, passes: int, size: int = 50, change: Callable[..., Tensor] = lambda model, x, y: x
+) -> nn.Module:
+    """A network after passes over 1,400 digits in batches of a size; ``change`` makes the images that it sees."""
+    images, labels = digits()
+    optimiser = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(passes):
+        for picked in torch.randperm(1400).split(size):
+            x, y = images[picked], labels[picked]
+            x = change(model, x, y)
+            optimiser.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimiser.step()
+    return model
 
 
 def _step(model: nn.Module, x: Tensor, y: Tensor, eps: float = 0.12) -> Tensor:
@@ -73,6 +81,34 @@ def saved(path: Path) -> SmallNet:
     model = SmallNet()
     model.load_state_dict(torch.load(path, weights_only=True))
     return model.eval()
+
+
+def shorten_autoattack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The official package's version ``standard`` with a smaller budget, whoever calls it."""
+    from pyautoattack import AutoAttack
+
+    original = AutoAttack._set_version
+
+    def shortened(self: Any, version: str = "standard") -> None:
+        original(self, version)
+        for attack in (self.apgd, self.apgd_targeted):
+            attack.__init__(self.model, n_iter=5, eps=self.epsilon, seed=self.seed, device=self.device)
+        self.apgd_targeted.n_target_classes = self.fab.n_target_classes = 2
+        self.fab.n_iter, self.square.n_queries = 3, 30
+
+    monkeypatch.setattr(AutoAttack, "_set_version", shortened)
+
+
+class Payload:
+    """Ends the test's process where a reader of pickles runs it."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return exec, ("raise SystemExit('executed')",)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    """A stream of random numbers."""
+    return torch.Generator().manual_seed(seed)
 
 
 def held_out(n: int = 50) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -20,17 +21,18 @@ from ebjdat.model.energy import EnergyModel
 from ebjdat.model.store import Architecture, model_digest, new_model
 from ebjdat.training.loop import Outcome, Trainer
 from ebjdat.training.state import Checkpoints
-from tests.synthetic import changed, params_of_repository, setup_of
+from tests.small_models import generator
+from tests.synthetic import PARAMS, changed, setup_of
 
-PARAMS = params_of_repository()
+TINY = Architecture(depth=10, width=1, channels=1, classes=10, norm="batch")
 SHORT = {
     "epochs": 3,
     "batch_size": 15,
     "px_batch_size": 15,
     "buffer_size": 40,
     "bn_images": 20,
-    "validation_steps": 2,
-    "steps": 3,
+    "validation_steps": 1,
+    "steps": 2,
     "attack_steps": 2,
 }
 """Three epochs of four iterations, with short chains and attacks."""
@@ -38,9 +40,8 @@ SHORT = {
 
 def tiny_data(validation: int = 20) -> Prepared:
     """60 images whose grey level is their class."""
-    generator = torch.Generator().manual_seed(0)
     y = torch.arange(60) % 10
-    x = (0.1 * y[:, None, None, None] + 0.05 * torch.rand(60, 1, 8, 8, generator=generator)).clamp(0, 1)
+    x = (0.1 * y[:, None, None, None] + 0.05 * torch.rand(60, 1, 8, 8, generator=generator())).clamp(0, 1)
     held = x[:validation], y[:validation], x[:20], y[:20]
     mixture = fit_mixture(x, y)
     mixture = Mixture(mixture.mean.to(x.dtype), mixture.chol.to(x.dtype), mixture.shape)
@@ -61,10 +62,23 @@ def trainer(data: Prepared, setup: Setup | str, folder: Path | None = None, **op
     return Trainer(setup, data, device=options.pop("device", torch.device("cpu")), checkpoints=checkpoints, **options)
 
 
+_shared = functools.cache(tiny_data)
+
+
+def short_run(setup: Setup | str, folder: Path | None = None, **options: Any) -> Trainer:
+    """A trainer on :func:`tiny_data`, which is made once."""
+    return trainer(_shared(), setup, folder, **options)
+
+
+@functools.cache
+def undisturbed(model: str = "ebjdat-jempp") -> tuple[Any, ...]:
+    """The fingerprint of the short run of a model that nothing stops."""
+    return fingerprint(short_run(model).run())
+
+
 def helper() -> EnergyModel:
     """A network that masks can be made with; untrained."""
-    network = Architecture(depth=10, width=1, channels=1, classes=10, norm="batch")
-    return new_model(network, 1).eval().requires_grad_(False)
+    return new_model(TINY, 1).eval().requires_grad_(False)
 
 
 def stopped_at(run: Trainer, iterations: int) -> None:

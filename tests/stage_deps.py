@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests import ROOT
 
 PLUMBING = {
     f"ebjdat/{name}.py" for name in ("__init__", "command", "errors", "files", "progress", "record", "run", "tracking")

@@ -15,7 +15,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from ebjdat.config import read_yaml
-from tests.stage_deps import ROOT
+from tests import ROOT
 
 STUB = """
 import os, pathlib, sys, time
@@ -107,10 +107,22 @@ def python(folder: Path, module: str, *arguments: str, **environment: str) -> su
 
 
 def environment_of(**changes: str) -> dict[str, str]:
-    """This process's environment without what belongs to another checkout."""
-    left_out = ("DVC_ROOT", "EBJDAT_SCRATCH", "MLFLOW_TRACKING_URI", "OMP_NUM_THREADS")
-    kept = {name: value for name, value in os.environ.items() if name not in left_out}
+    """This process's environment, without a number of threads."""
+    kept = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     return kept | {"DVC_NO_ANALYTICS": "true"} | changes
+
+
+def git(folder: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run git in ``folder`` as somebody."""
+    line = ["git", "-c", "user.name=n", "-c", "user.email=e@localhost", *words]
+    return subprocess.run(line, cwd=folder, check=check, capture_output=True, text=True, env=environment_of())
+
+
+def commit(folder: Path, message: str) -> None:
+    """Commit everything in ``folder``, a repository or to become one."""
+    git(folder, "init", "--quiet", "--initial-branch", "main")
+    git(folder, "add", ".")
+    git(folder, "commit", "--quiet", "--message", message)
 
 
 def ran(folder: Path) -> list[str]:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from benchmarks.harness import changed as changed
 from ebjdat import files, tracking
@@ -20,8 +19,8 @@ from ebjdat.protocols import PROTOCOLS, Protocol
 from ebjdat.record import Record, write_record
 from ebjdat.run import Run
 from ebjdat.statistics import Rate, Result
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 DIGEST = "synthetic-data"
 N = 80
 SURROGATES = ("pgd_at", "undefended")
@@ -30,6 +29,9 @@ SURROGATES = ("pgd_at", "undefended")
 def params_of_repository(profile: str = "digits", **changes: object) -> Params:
     """The repository's parameters, with some top-level values replaced."""
     return load_params(ROOT, profile).model_copy(update=changes)
+
+
+PARAMS = params_of_repository()
 
 
 def setup_of(params: Params, model: str = "", seed: int = 0) -> Setup:
@@ -135,11 +137,3 @@ def _empty_store() -> Path:
 def use_empty_store() -> None:
     """Put an empty MLflow store into the current folder."""
     shutil.copy(_empty_store(), "mlflow.db")
-
-
-def clean_environment(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
-    """Work in ``folder`` as if nothing else existed; returns it."""
-    for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI", "EBJDAT_SCRATCH", tracking.STRICT):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(folder)
-    return folder

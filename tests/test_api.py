@@ -1,4 +1,4 @@
-"""A trained model in other people's tools: what ``ebjdat.load`` gives."""
+"""A trained model in other people's hands: loaded, exported with a card, registered in MLflow."""
 
 from __future__ import annotations
 
@@ -12,28 +12,39 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import ebjdat
-from ebjdat import files
+from ebjdat import files, registry, tracking
+from ebjdat.config import load_params
 from ebjdat.data.prepared import load_prepared
 from ebjdat.errors import UserError
-from tests import tiny
-from tests.small_models import held_out
-from tests.synthetic import ROOT
+from ebjdat.record import write_record
+from ebjdat.run import Run
+from ebjdat.statistics import Rate, Result
+from tests import ROOT, tiny
+from tests.small_models import held_out, shorten_autoattack
+from tests.synthetic import setup_of, use_empty_store
+from tests.test_features import register
 
-MODEL = Path("models/digits/ebjdat-jempp/0")
+MODEL, BASELINE = Path("models/digits/ebjdat-jempp/0"), Path("models/digits/undefended/0")
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with prepared digits, a briefly trained EB-JDAT and an undefended network."""
+    """Prepared digits, a briefly trained EB-JDAT with a record, and a baseline with a record of other weights."""
     folder = tmp_path_factory.mktemp("workspace")
     params = tiny.write_params(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.delenv("DVC_ROOT", raising=False)
         tiny.prepare(params)
         tiny.train(params, params.model, "undefended")
+        rate = Rate.of([True] * 48 + [False] * 16)
+        result = Result(n=64, rates={"standard/clean": rate, "standard/pgd-20": rate, "released/pgd-20": rate})
+        data = load_prepared(Path("data/digits")).digest
+        for model in (params.model, "undefended"):
+            record = write_record(setup_of(params, model), "clean", result, data=data)
+        files.write_json(setup_of(params, "undefended").run.record("clean"), record | {"weights": "others"})
     return folder
 
 
@@ -120,7 +131,10 @@ def test_a_misspelt_folder_is_told_with_the_models_beside_it_and_a_page_is_no_mo
             ebjdat.load(path)
 
 
-def test_the_readmes_example_runs_and_the_official_autoattack_takes_the_model_as_it_is() -> None:
+def test_the_readmes_example_runs_and_the_official_autoattack_takes_the_model_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shorten_autoattack(monkeypatch)
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"<!-- run: readme -->\n```python\n(.*?)```", page, re.DOTALL)
     found: dict[str, Any] = {}
@@ -143,53 +157,21 @@ def test_robustbenchs_accuracy_loop_takes_the_model_as_it_is() -> None:
 
 def test_torch_fidelity_takes_samples_as_a_dataset() -> None:
     from torch_fidelity import calculate_metrics
-    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
-    class Pixels(FeatureExtractorBase):
-        """The pixels themselves: Inception's weights are a download."""
-
-        def __init__(self, name: str, features_list: list[str], **options: object) -> None:
-            super().__init__(name, features_list)
-
-        @staticmethod
-        def get_provided_features_list() -> tuple[str, ...]:
-            return ("pixels",)
-
-        @staticmethod
-        def get_default_feature_layer_for_metric(metric: str) -> str:
-            return "pixels"
-
-        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return (x.float().flatten(1)[:, :64],)
-
-    from torch_fidelity import register_feature_extractor
-
-    register_feature_extractor("pixels", Pixels)
-    samples = ebjdat.load(MODEL).sample(80, generator=torch.Generator().manual_seed(0))
-    real = held_out(80)[0]
-    sets = [torch.utils.data.TensorDataset((x * 255).round().byte().repeat(1, 3, 1, 1)) for x in (samples, real)]
-
-    class Images(torch.utils.data.Dataset):
-        def __init__(self, of: torch.utils.data.TensorDataset) -> None:
-            self.of = of
+    class Samples(torch.utils.data.Dataset):
+        def __init__(self, images: torch.Tensor) -> None:
+            self.images = (images * 255).round().byte().repeat(1, 3, 1, 1)
 
         def __len__(self) -> int:
-            return len(self.of)
+            return len(self.images)
 
         def __getitem__(self, index: int) -> torch.Tensor:
-            return self.of[index][0]
+            return self.images[index]
 
-    found = calculate_metrics(
-        input1=Images(sets[0]),
-        input2=Images(sets[1]),
-        fid=True,
-        feature_extractor="pixels",
-        feature_layer_fid="pixels",
-        cuda=False,
-        batch_size=40,
-        verbose=False,
-        cache=False,
-    )
+    samples = ebjdat.load(MODEL).sample(80, generator=torch.Generator().manual_seed(0))
+    register("pixels", lambda images: images.float().flatten(1)[:, :64])  # Inception's weights are a download
+    options = {"fid": True, "feature_extractor": "pixels", "cuda": False, "verbose": False, "cache": False}
+    found = calculate_metrics(input1=Samples(samples), input2=Samples(held_out(80)[0]), batch_size=40, **options)
     assert np.isfinite(found["frechet_inception_distance"])
 
 
@@ -214,3 +196,101 @@ def test_training_leaves_what_sampling_needs(workspace: Path) -> None:
     assert described["recipe"]["chain_start"] == "informative"
     assert described["params"]["training"]["epochs"] == 1 and described["revision"] >= 1
     assert files.read_json("models/digits/undefended/0/model.json")["recipe"] is None
+
+
+# Export
+
+
+def test_an_exported_model_is_the_model_wherever_it_lies(tmp_path: Path) -> None:
+    folder = ebjdat.export(MODEL, tmp_path / "out")
+    names = {"README.md", "config.json", "gaussians.npz", "model.safetensors"}
+    assert {path.name for path in folder.iterdir()} == names
+    x, _ = held_out(10)
+    ours, theirs = ebjdat.load(MODEL), ebjdat.load(folder)
+    assert torch.equal(ours(x), theirs(x))
+    samples = [m.sample(3, y=1, generator=torch.Generator().manual_seed(0)) for m in (ours, theirs)]
+    assert torch.equal(*samples)
+    names = set(load_file(folder / "model.safetensors"))
+    assert names == set(theirs.state_dict()), "the mixin loads weights by the names of the module"
+    assert files.read_json(folder / "config.json")["architecture"]["depth"] == 10
+    again = ebjdat.export(MODEL, tmp_path / "again")
+    for name in ("model.safetensors", "config.json", "README.md"):
+        assert (again / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_the_card_has_numbers_with_protocol_interval_and_count_from_the_records(tmp_path: Path) -> None:
+    card = (ebjdat.export(MODEL, tmp_path) / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlicense: mit\n")
+    assert "| PGD-20 | standard | 32/255 | 75.0 [63.2, 84.0], n = 64 |" in card
+    assert "| PGD-20 | released | 16/255 | 75.0 [63.2, 84.0], n = 64 |" in card
+    assert files.file_hash(MODEL / "best.pt") in card
+    assert "model.sample" in card and "## Limits" in card and "nothing here speaks for or against" in card
+
+
+def test_a_card_shows_no_number_of_another_checkpoint(tmp_path: Path) -> None:
+    card = (ebjdat.export(BASELINE, tmp_path) / "README.md").read_text(encoding="utf-8")
+    assert "None recorded for this checkpoint" in card and "this model does not sample" in card
+    assert not (tmp_path / "gaussians.npz").exists()
+    with pytest.raises(UserError, match="undefended is a baseline"):
+        ebjdat.load(tmp_path).sample(1)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"PK\x03\x04", b"\x02" + bytes(7) + b"{}1234"])
+def test_damaged_weights_are_refused_by_name(content: bytes, tmp_path: Path) -> None:
+    folder = ebjdat.export(BASELINE, tmp_path)
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match="is no exported model of this project"):
+        ebjdat.load(folder)
+
+
+def test_a_folder_without_its_weights_or_with_another_configuration_is_refused(tmp_path: Path) -> None:
+    folder = ebjdat.export(BASELINE, tmp_path)
+    config = files.read_json(folder / "config.json")
+    files.write_json(folder / "config.json", config | {"architecture": config["architecture"] | {"width": 2}})
+    with pytest.raises(UserError, match="is no exported model of this project"):
+        ebjdat.load(folder)
+    files.write_json(folder / "config.json", {"architecture": {}})
+    with pytest.raises(UserError, match="is no exported model of this project"):
+        ebjdat.load(folder)
+    files.write_json(folder / "config.json", config)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model\.safetensors is missing"):
+        ebjdat.load(folder)
+
+
+# The registry
+
+
+def test_a_registered_model_is_found_by_its_alias_and_gives_the_same_logits(workspace: Path) -> None:
+    import mlflow
+
+    use_empty_store()
+    setup = setup_of(load_params())
+    name, version = registry.register(setup.run, "champion")
+    assert (name, version) == ("ebjdat-digits-ebjdat-jempp", "1")
+    assert registry.register(setup.run, "champion")[1] == "2"
+    mlflow.set_tracking_uri(tracking.address())
+    back = mlflow.pytorch.load_model(f"models:/{name}@champion")
+    x = held_out(4)[0]
+    assert torch.equal(back(x), ebjdat.load(setup.run.model_dir)(x))
+    signature = mlflow.models.get_model_info(f"models:/{name}@champion").signature
+    assert signature.inputs.inputs[0].shape == (-1, 1, 8, 8) and signature.inputs.inputs[0].type == np.float32
+    assert signature.outputs.inputs[0].shape == (-1, 10)
+    (run,) = tracking.Store.open("digits").runs()
+    assert run.data.tags[tracking.KEY] == tracking.key_of(setup.run, tracking.trained_with(setup)), "that of its curves"
+    assert "EB-JDAT" in run.data.tags["mlflow.note.content"]
+
+
+def test_a_model_that_is_not_there_is_named() -> None:
+    with pytest.raises(UserError, match="ebjdat-jem/0 does not exist"):
+        registry.register(Run("digits", "ebjdat-jem", 0), "champion")
+
+
+@pytest.mark.parametrize("alias", ["latest", "Latest", "v2", "", "a b", "x/y"])
+def test_an_alias_that_mlflow_keeps_for_itself_is_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alias: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--alias"):
+        registry.register(Run("digits", "ebjdat-jem", 0), alias)
+    assert not list(tmp_path.iterdir())

@@ -25,7 +25,7 @@ from ebjdat.attacks.linf import (
     towards,
 )
 from ebjdat.errors import UserError
-from tests.small_models import held_out, trained
+from tests.small_models import generator, held_out, trained
 
 EPS = 32 / 255
 STEP = EPS / 4
@@ -36,10 +36,6 @@ KINDS: dict[str, Callable[..., SignAttack]] = {
     "vni-fgsm": partial(VNIFGSM, neighbours=5),
     "eot-pgd": partial(EOTPGD, random_start=True, samples=3),
 }
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture

@@ -14,21 +14,19 @@ from ebjdat.attacks.batches import Batches, correct
 from ebjdat.attacks.linf import PGD, input_gradient
 from ebjdat.attacks.linf import cross_entropy as loss
 from ebjdat.errors import AuditError
-from tests.small_models import SmallNet, held_out, trained
+from tests.small_models import SmallNet, generator, held_out, trained
 
 EPS = 32 / 255
 
 
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+Craft = Callable[[SmallNet, Tensor, Tensor], Tensor]
 
 
-def run(craft: Callable[[SmallNet, Tensor, Tensor], Tensor], *, x: Tensor | None = None, eps: float = EPS) -> Tensor:
-    """Audit an attack on the first digits; returns the adversarial images."""
-    model = trained()
-    images, y = held_out(20)
-    x = images if x is None else x
-    return run_guarded("attack", model, x, eps, lambda: craft(model, x, y))[0]
+def run(craft: Craft, model: SmallNet | None = None) -> None:
+    """Audit an attack on digits."""
+    model = model or trained()
+    x, y = held_out(20)
+    run_guarded("attack", model, x, EPS, lambda: craft(model, x, y))
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
@@ -40,9 +38,6 @@ def same(model: nn.Module, before: dict[str, Tensor]) -> bool:
 
 
 # Deliberately broken attacks
-
-
-Craft = Callable[[SmallNet, Tensor, Tensor], Tensor]
 
 
 def ascent(model: SmallNet, x: Tensor, y: Tensor) -> Tensor:
@@ -61,6 +56,13 @@ def other_scale(model: SmallNet, x: Tensor, y: Tensor) -> Tensor:
 
 def wide_clamp(model: SmallNet, x: Tensor, y: Tensor) -> Tensor:
     return (x + ascent(model, x, y)).clamp(-1, 1)
+
+
+def in_train_mode(model: SmallNet, x: Tensor, y: Tensor) -> Tensor:
+    model.train()
+    x_adv = PGD(eps=EPS, step=EPS, steps=2)(model, x, y, generator())
+    model.eval()
+    return x_adv
 
 
 def with_nan(model: SmallNet, x: Tensor, y: Tensor) -> Tensor:
@@ -88,7 +90,7 @@ def test_a_broken_attack_is_caught_with_count_and_worst_case(broken: Craft, word
 def test_images_in_minus_one_to_one_are_caught() -> None:
     x = 2 * held_out(20)[0] - 1
     with pytest.raises(AuditError, match=r"original: 20 of 20 images leave \[0, 1\], the range is \[-1, 1\]"):
-        run(lambda model, x, y: x, x=x)
+        check_images("attack", x, x, EPS)
 
 
 class _Wide(nn.Module):
@@ -121,31 +123,14 @@ def test_fab_clamped_to_a_range_narrower_than_the_images_is_caught() -> None:
 def test_an_attack_in_train_mode_is_caught_and_the_running_statistics_come_back() -> None:
     model = trained()
     before = snapshot(model)
-    x, y = held_out(20)
-
-    def training(model: SmallNet) -> Tensor:
-        model.train()
-        x_adv = PGD(eps=EPS, step=EPS, steps=1)(model, x, y, generator())
-        model.eval()
-        return x_adv
-
     with pytest.raises(AuditError, match=r"changed 3 parameters or running statistics .* worst is norm\.\w+ by"):
-        run_guarded("attack", model, x, EPS, lambda: training(model))
+        run(in_train_mode, model)
     assert same(model, before) and not model.training
 
 
 def test_train_mode_is_caught_also_where_no_statistics_show_it() -> None:
-    model = SmallNet(norm=False).eval()
-    x, y = held_out(5)
-
-    def training() -> Tensor:
-        model.train()
-        x_adv = PGD(eps=EPS, step=EPS, steps=2)(model, x, y, generator())
-        model.eval()
-        return x_adv
-
     with pytest.raises(AuditError, match="2 forward passes ran in training mode, 0 modules were left in it"):
-        run_guarded("attack", model, x, EPS, training)
+        run(in_train_mode, SmallNet(norm=False).eval())
 
 
 def test_an_attack_that_leaves_a_module_in_train_mode_is_caught() -> None:

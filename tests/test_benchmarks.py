@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import harness, pages, reproduction, step
+from benchmarks import harness, pages, step
 
 
 @pytest.fixture(scope="module", params=["jempp", "sadajem"])
@@ -56,7 +56,3 @@ def test_a_network_that_is_no_depth_and_width_is_refused(name: str) -> None:
 @pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
 def test_a_page_shows_what_the_recorded_measurements_say(page: Path) -> None:
     assert pages.filled(page) == page.read_text(encoding="utf-8"), "run `python -m benchmarks.pages`"
-
-
-def test_a_size_below_a_gibibyte_is_shown_in_mebibytes() -> None:
-    assert [reproduction.size(n) for n in (17_195_008, 2**30 - 1, 2**30)] == ["16 MiB", "1024 MiB", "1.0 GiB"]

@@ -14,15 +14,11 @@ from ebjdat.protocols import PROTOCOLS
 from ebjdat.results import claims, frame, published
 from ebjdat.results.frame import Results
 from ebjdat.results.published import Claim
-from tests.synthetic import ROOT, clean_environment, params_of_repository, setup_of, write_records
+from tests import ROOT
+from tests.synthetic import PARAMS, params_of_repository, setup_of, write_records
 
-PARAMS = params_of_repository()
+pytestmark = pytest.mark.usefixtures("workspace")
 OURS = "ebjdat-jempp"
-
-
-@pytest.fixture(autouse=True)
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return clean_environment(monkeypatch, tmp_path)
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from ebjdat.protocols import REVISIONS
 from ebjdat.record import STAGES
 from ebjdat.run import BASELINES, Run, reference_dir
 from stages.arguments import parser_of, setup_of
-from tests.stage_deps import ROOT
+from tests import ROOT
 
 RAW = {"params.yaml": read_yaml(ROOT / "params.yaml"), "digits": read_yaml(ROOT / "params/digits.yaml")}
 ALL = set(REVISIONS)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ebjdat import files
 from ebjdat.config import Debiasing, resolve
-from ebjdat.errors import UserError
 from ebjdat.model.energy import EnergyModel
 from ebjdat.model.store import load_model, model_digest, new_model
 from ebjdat.run import Run
@@ -21,10 +20,10 @@ from ebjdat.training.dhat import DHAT, Debiased, alignment, foreground, grad_cam
 from ebjdat.training.objective import Batch
 from ebjdat.training.streams import Streams
 from tests import tiny
-from tests.small_runs import PARAMS, fingerprint, helper, small, tiny_data, trainer
-from tests.synthetic import changed, setup_of
+from tests.small_models import generator
+from tests.small_runs import TINY, fingerprint, helper, small, tiny_data, trainer
+from tests.synthetic import PARAMS, changed, setup_of
 from tests.test_config import params_with
-from tests.test_training import TINY, generator
 
 EPS = 32 / 255
 DATA = tiny_data()
@@ -209,19 +208,8 @@ def test_the_helpers_training_is_part_of_the_identity_and_no_other_methods() -> 
     assert "debiasing" not in setup_of(PARAMS, "pgd_at").recorded("train")["training"]
 
 
-def test_a_wrong_switch_is_named_in_full() -> None:
-    where = r"params/digits.yaml: training.dhat.debiasing"
-    with pytest.raises(UserError, match=rf"{where}.mask: unknown value 'helpers' \(did you mean helper\?\)"):
-        params_with("digits", "training.dhat.debiasing.mask", "helpers")
-    with pytest.raises(UserError, match=rf"{where}.omga: unknown key \(did you mean omega\?\)"):
-        params_with("digits", "training.dhat.debiasing.omga", 0.1)
-
-
-def test_a_run_trains_its_helper_as_the_undefended_run_of_the_same_seed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    params = tiny.write_params(tmp_path)
+def test_a_run_trains_its_helper_as_the_undefended_run_of_the_same_seed(workspace: Path) -> None:
+    params = tiny.write_params(workspace)
     tiny.prepare(params)
     tiny.train(params, "dhat", "undefended")
     run = Run("digits", "dhat", 0)
@@ -229,7 +217,7 @@ def test_a_run_trains_its_helper_as_the_undefended_run_of_the_same_seed(
     assert summary["helper_sha256"] == files.read_json(Path("models/digits/undefended/0/summary.json"))["best_sha256"]
     assert model_digest(load_model(run.model_dir / "helper.pt")) == summary["helper_sha256"]
     assert 0.0 < summary["selected"]["mask_foreground"] < 1.0 and 0.0 <= summary["selected"]["mask_empty"] <= 1.0
-    assert not list(tmp_path.glob(".scratch/resume/*/*/*/step-*"))
+    assert not list(workspace.glob(".scratch/resume/*/*/*/step-*"))
 
 
 def test_a_helper_is_not_trained_by_its_use() -> None:

@@ -6,13 +6,13 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import ebjdat
 from ebjdat.config import read_yaml
-from tests.stage_deps import ROOT
+from tests import ROOT
+from tests.conftest import faults_by_line
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -29,18 +29,17 @@ def commands(text: str) -> Iterator[str]:
             yield line.split("  #")[0].strip()
 
 
-def known(pages: list[Path]) -> list[Any]:
-    return [pytest.param(page, id=page.name) for page in pages]
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
-@pytest.mark.parametrize("page", known(PAGES))
+@every_page
 def test_a_link_of_a_page_leads_to_a_file(page: Path) -> None:
     for target in LINK.findall(page.read_text(encoding="utf-8")):
         if not target.startswith(("http://", "https://", "#")):
             assert (page.parent / target.split("#")[0]).exists(), f"{page.name}: {target} is not there"
 
 
-@pytest.mark.parametrize("page", known(PAGES))
+@every_page
 def test_a_command_of_a_page_exists(page: Path) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for line in commands(page.read_text(encoding="utf-8")):
@@ -53,7 +52,7 @@ def test_a_command_of_a_page_exists(page: Path) -> None:
             assert word in DVC, f"{page.name}: {line}"
 
 
-@pytest.mark.parametrize("page", known(PAGES))
+@every_page
 def test_a_parameter_that_a_page_sets_exists(page: Path) -> None:
     for line in commands(page.read_text(encoding="utf-8")):
         for file, key in re.findall(r"-S '?(?:(params/[\w-]+\.yaml):)?([a-z_.0-9]+)=", line):
@@ -63,19 +62,29 @@ def test_a_parameter_that_a_page_sets_exists(page: Path) -> None:
                 node = node[part]
 
 
-@pytest.mark.parametrize("page", known(PAGES))
+@every_page
 def test_a_path_that_a_page_names_exists(page: Path) -> None:
     for _, inline in CODE.findall(page.read_text(encoding="utf-8")):
         if inline.startswith(FOLDERS) and re.fullmatch(r"[\w./-]+", inline):
             assert (ROOT / inline).exists(), f"{page.name}: {inline}"
 
 
-@pytest.mark.parametrize("page", known(PAGES))
+@every_page
 def test_prose_is_wrapped_at_120_columns(page: Path) -> None:
     text = re.sub(
         r"<!-- (table|cost|benchmark): .*?<!-- end -->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL
     )
     assert [line for line in text.splitlines() if len(line) > 120 and not line.startswith("|")] == []
+
+
+def test_every_line_of_the_list_of_faults_names_tests_that_exist() -> None:
+    lines = faults_by_line()
+    assert sorted(lines) == list(range(1, 42))
+    for number, tests in lines.items():
+        assert tests, f"line {number} names no test"
+        for file, name in tests:
+            text = (ROOT / "tests" / file).read_text(encoding="utf-8")
+            assert re.search(rf"^def {name}\(", text, re.MULTILINE), f"{file}::{name}"
 
 
 def undocumented(tree: ast.Module) -> Iterator[str]:

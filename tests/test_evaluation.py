@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ebjdat import files
 from ebjdat.attacks.apgd import APGD
 from ebjdat.attacks.audit import Audit
-from ebjdat.attacks.autoattack import CASCADE, Outcome
+from ebjdat.attacks.autoattack import CASCADE, Job, Outcome
 from ebjdat.attacks.batches import Batches, correct
 from ebjdat.attacks.linf import PGD
 from ebjdat.attacks.outcomes import NOTHING, Outcomes
@@ -33,46 +33,39 @@ from ebjdat.evaluation.cases import attack_case, make_cases, noisy
 from ebjdat.evaluation.outliers import outliers
 from ebjdat.model import description
 from ebjdat.model.energy import EnergyModel
-from ebjdat.model.store import Architecture, new_model, save_model
+from ebjdat.model.store import new_model, save_model
 from ebjdat.protocols import PROTOCOLS, AutoAttackCell, EotCell, Table1
-from ebjdat.statistics import Result, paired_interval
+from ebjdat.run import Run
+from ebjdat.statistics import Result
 from tests import tiny
-from tests.small_models import held_out, saved, trained
+from tests.small_models import held_out, trained
+from tests.small_runs import TINY
 from tests.synthetic import setup_of
 
 RADIUS = 24 / 255
 N = 30
+IMAGES = X, Y = held_out(N)
 NAME = re.compile(r"[a-z0-9._/-]+")
 
 
 @pytest.fixture
-def images() -> tuple[Tensor, Tensor]:
-    return held_out(N)
-
-
-@pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """The protocols with smaller budgets."""
-    for name, protocol in PROTOCOLS.items():
+    for name, protocol in list(PROTOCOLS.items()):
         alone = tuple(
             replace(cell, steps={"square": 40, "fab-t": 5, "apgd-t": 5}.get(cell.attack, cell.steps))
             for cell in protocol.table1.alone
         )
         cells = tuple(replace(cell, samples=min(cell.samples, 3)) for cell in protocol.eot.cells)
-        monkeypatch.setitem(
-            cases.PROTOCOLS,
-            name,
-            replace(
-                protocol,
-                table1=replace(protocol.table1, alone=alone, cascade=False),
-                transfer=replace(protocol.transfer, neighbours=tuple(n // 2 for n in protocol.transfer.neighbours)),
-                eot=replace(protocol.eot, cells=cells),
-            ),
-        )
-    yield
+        changed = {
+            "table1": replace(protocol.table1, alone=alone, cascade=False),
+            "transfer": replace(protocol.transfer, neighbours=tuple(n // 2 for n in protocol.transfer.neighbours)),
+            "eot": replace(protocol.eot, cells=cells),
+        }
+        monkeypatch.setitem(cases.PROTOCOLS, name, replace(protocol, **changed))
 
 
-def asked(images: tuple[Tensor, Tensor], radius: float = RADIUS, noise: float = 0.0) -> dict[str, Any]:
+def asked(radius: float = RADIUS, noise: float = 0.0, images: tuple[Tensor, Tensor] = IMAGES) -> dict[str, Any]:
     """Both protocols on images, as arguments of every evaluation."""
     return {"cases": make_cases(*images, radius, noise), "batches": Batches()}
 
@@ -93,57 +86,59 @@ def names_are_sound(result: Result) -> bool:
 # Cases
 
 
-def test_both_protocols_share_images_unless_the_variant_has_input_noise(images: tuple[Tensor, Tensor]) -> None:
+def test_both_protocols_share_images_unless_the_variant_has_input_noise() -> None:
     for noise, shared in ((0.0, True), (0.03, False)):
-        standard, released = make_cases(*images, RADIUS, noise)
-        assert torch.equal(standard.x, images[0])
-        assert torch.equal(released.x, images[0]) is shared
+        standard, released = make_cases(*IMAGES, RADIUS, noise)
+        assert torch.equal(standard.x, X)
+        assert torch.equal(released.x, X) is shared
         assert (standard.radius, released.radius) == (RADIUS, RADIUS / 2)
 
 
-def test_input_noise_is_one_fixed_draw_clipped_to_the_range(images: tuple[Tensor, Tensor]) -> None:
-    x, _ = images
-    drawn = noisy(x, 0.015, 0)
-    assert torch.equal(drawn, noisy(x, 0.015, 0)) and not torch.equal(drawn, noisy(x, 0.015, 1))
-    assert torch.equal(drawn[:7], noisy(x[:7], 0.015, 0)), "image i has the same noise whatever their number"
+def test_input_noise_is_one_fixed_draw_clipped_to_the_range() -> None:
+    drawn = noisy(X, 0.015, 0)
+    assert torch.equal(drawn, noisy(X, 0.015, 0)) and not torch.equal(drawn, noisy(X, 0.015, 1))
+    assert torch.equal(drawn[:7], noisy(X[:7], 0.015, 0)), "image i has the same noise whatever their number"
     assert float(drawn.min()) >= 0.0 and float(drawn.max()) <= 1.0
-    inside = (x > 0.1) & (x < 0.9)
-    assert float((drawn - x)[inside].std()) == pytest.approx(0.015, rel=0.15)
+    inside = (X > 0.1) & (X < 0.9)
+    assert float((drawn - X)[inside].std()) == pytest.approx(0.015, rel=0.15)
 
 
-def test_misclassified_images_are_not_attacked_but_counted(
-    images: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    x, y = images
-    y = y.clone()
+def test_misclassified_images_are_not_attacked_but_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    y = Y.clone()
     y[:5] = (y[:5] + 1) % 10
     seen: list[int] = []
     monkeypatch.setattr(PGD, "__call__", lambda self, model, x, *_: seen.append(len(x)) or x)
     attack, generator = PGD(eps=RADIUS, step=RADIUS, steps=1), torch.Generator()
-    attacked = attack_case("attack", trained(), x, y, attack, generator)
+    attacked = attack_case("attack", trained(), X, y, attack, generator)
     assert seen == [int(attacked.robust.sum())] and not attacked.robust[:5].any()
     assert len(attacked.robust) == N and attacked.audit.changed == 0
-    wrong = (trained()(x).argmax(1) + 1) % 10
-    assert not attack_case("attack", trained(), x, wrong, attack, generator).robust.any()
+    wrong = (trained()(X).argmax(1) + 1) % 10
+    assert not attack_case("attack", trained(), X, wrong, attack, generator).robust.any()
     assert len(seen) == 1, "a model that is never right needs no attack"
 
 
-def test_a_broken_attack_fails_the_evaluation(images: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_attack_fails_the_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PGD, "__call__", lambda self, model, x, y, generator, start=None: (x + 0.5).clamp(0, 1))
     with pytest.raises(AuditError, match=r"standard/pgd-20: \d+ of 30 images leave the ball"):
-        clean.evaluate({"best": trained(), "last": trained()}, **asked(images))
+        clean.evaluate({"best": trained(), "last": trained()}, **asked())
 
 
 # Clean
 
 
-def evaluate_clean(images: tuple[Tensor, Tensor], **options: Any) -> Result:
+def evaluate_clean(**options: Any) -> Result:
     models = {"best": trained(adversarial=True), "last": trained()}
-    return clean.evaluate(models, **asked(images, noise=0.03), **options)
+    return clean.evaluate(models, **asked(noise=0.03), **options)
 
 
-def test_clean_reports_both_checkpoints_under_both_protocols(images: tuple[Tensor, Tensor]) -> None:
-    result = evaluate_clean(images)
+@functools.cache
+def plain() -> Result:
+    """Without samples, and without the adversary of training."""
+    return evaluate_clean()
+
+
+def test_clean_reports_both_checkpoints_under_both_protocols() -> None:
+    result = plain()
     parts = ("clean", "pgd-20", "clean-last", "pgd-20-last")
     assert set(result.rates) == {f"{protocol}/{part}" for protocol in PROTOCOLS for part in parts}
     assert names_are_sound(result)
@@ -155,8 +150,8 @@ def test_clean_reports_both_checkpoints_under_both_protocols(images: tuple[Tenso
     assert result.settings["released"]["input_noise"] == 0.015
 
 
-def test_energies_have_gaps_with_their_sign_and_overlaps(images: tuple[Tensor, Tensor]) -> None:
-    result = evaluate_clean(images, generated={"generated": images[0], "generated-fresh": images[0]})
+def test_energies_have_gaps_with_their_sign_and_overlaps() -> None:
+    result = evaluate_clean(generated={"generated": X, "generated-fresh": X})
     arrays, values = result.arrays or {}, result.values
     for kind in ("adversarial", "targeted", "generated", "uniform-noise", "photographs", "interpolated"):
         gap = float(arrays[f"{kind}/energy"].mean() - arrays["clean/energy"].mean())
@@ -171,70 +166,61 @@ def test_energies_have_gaps_with_their_sign_and_overlaps(images: tuple[Tensor, T
     assert values["energy/overlap-adversarial"] == pytest.approx(distributions.overlap(*three[:2]))
 
 
-def test_generated_images_far_away_do_not_change_how_adversarial_ones_overlap(images: tuple[Tensor, Tensor]) -> None:
-    near, far = (
-        evaluate_clean(images, generated={"generated": x}).values for x in (images[0], torch.zeros_like(images[0]))
-    )
+def test_generated_images_far_away_do_not_change_how_adversarial_ones_overlap() -> None:
+    near, far = (evaluate_clean(generated={"generated": x}).values for x in (X, torch.zeros_like(X)))
     assert near["energy/gap-generated"] != far["energy/gap-generated"]
     assert near["energy/overlap-adversarial"] == far["energy/overlap-adversarial"]
 
 
-def test_per_image_energies_and_margins_are_those_of_the_logits(images: tuple[Tensor, Tensor]) -> None:
-    x, y = images
-    arrays = evaluate_clean(images).arrays or {}
-    logits = trained(adversarial=True)(x).detach()
+def test_per_image_energies_and_margins_are_those_of_the_logits() -> None:
+    arrays = plain().arrays or {}
+    logits = trained(adversarial=True)(X).detach()
     np.testing.assert_allclose(arrays["clean/energy"], -logits.logsumexp(1), rtol=1e-5)
-    np.testing.assert_allclose(arrays["clean/label-energy"], -logits[torch.arange(N), y], rtol=1e-5)
-    np.testing.assert_array_equal(arrays["clean/margin"] > 0, (logits.argmax(1) == y).numpy())
-    np.testing.assert_array_equal(arrays["label"], y)
+    np.testing.assert_allclose(arrays["clean/label-energy"], -logits[torch.arange(N), Y], rtol=1e-5)
+    np.testing.assert_array_equal(arrays["clean/margin"] > 0, (logits.argmax(1) == Y).numpy())
+    np.testing.assert_array_equal(arrays["label"], Y)
 
 
-def test_the_first_images_of_each_class_are_kept_with_their_attacked_versions(images: tuple[Tensor, Tensor]) -> None:
-    x, y = images
-    arrays = evaluate_clean(images).arrays or {}
+def test_the_first_images_of_each_class_are_kept_with_their_attacked_versions() -> None:
+    arrays = plain().arrays or {}
     clean, attacked = arrays["pictures/clean"], arrays["pictures/adversarial"]
     assert clean.dtype == attacked.dtype == np.uint8 and clean.shape == attacked.shape
-    first = [int(place) for label in y.unique() for place in (y == label).nonzero()[:2]]
-    np.testing.assert_array_equal(arrays["pictures/label"], y[first])
-    np.testing.assert_array_equal(clean, (x[first] * 255).round().byte())
+    first = [int(place) for label in Y.unique() for place in (label == Y).nonzero()[:2]]
+    np.testing.assert_array_equal(arrays["pictures/label"], Y[first])
+    np.testing.assert_array_equal(clean, (X[first] * 255).round().byte())
     difference = np.abs(attacked.astype(int) - clean.astype(int))
     assert 0 < difference.max() <= 33
-    predicted = trained(adversarial=True)(x[first]).argmax(1)
+    predicted = trained(adversarial=True)(X[first]).argmax(1)
     np.testing.assert_array_equal(arrays["pictures/clean-prediction"], predicted)
     assert arrays["pictures/adversarial-prediction"].shape == predicted.shape
 
 
-def test_the_training_adversary_is_audited_against_its_own_bound(images: tuple[Tensor, Tensor]) -> None:
+def test_the_training_adversary_is_audited_against_its_own_bound() -> None:
     def craft(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         return (x + 0.2).clamp(0, 1)
 
-    result = evaluate_clean(images, adversary=clean.Adversary(craft, 0.2))
+    result = evaluate_clean(adversary=clean.Adversary(craft, 0.2))
     assert result.audits["training-adversary"]["eps"] == 0.2
     assert "energy/gap-training-adversary" in result.values
     with pytest.raises(AuditError, match=r"training-adversary: 30 of 30 images leave the ball of radius 0\.1"):
-        evaluate_clean(images, adversary=clean.Adversary(craft, 0.1))
+        evaluate_clean(adversary=clean.Adversary(craft, 0.1))
 
 
-def test_a_scale_of_the_logits_that_rounds_gradients_to_zero_hides_nothing_from_a_pgd_that_takes_it_back(
-    images: tuple[Tensor, Tensor],
-) -> None:
+def test_a_scale_of_the_logits_that_rounds_gradients_to_zero_hides_nothing_from_a_pgd_that_takes_it_back() -> None:
     class Scaled(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return 1e4 * trained()(x)
 
-    plain, scaled = (clean.evaluate({"best": one}, **asked(images)) for one in (trained(), Scaled().eval()))
+    plain, scaled = (clean.evaluate({"best": one}, **asked()) for one in (trained(), Scaled().eval()))
     assert plain.values["gradient/zero-share"] == 0.0 and "standard/pgd-20-rescaled" not in plain.rates
     assert scaled.values["gradient/zero-share"] > 0.5
-    robust, hidden, found = (
-        plain.rates["standard/pgd-20"],
-        scaled.rates["standard/pgd-20"],
-        scaled.rates["standard/pgd-20-rescaled"],
-    )
-    assert hidden.correct > found.correct + 10 and found.correct - robust.correct < 10
+    robust, hidden = (one.rates["standard/pgd-20"].correct for one in (plain, scaled))
+    found = scaled.rates["standard/pgd-20-rescaled"].correct
+    assert hidden > found + 10 and found - robust < 10
 
 
-def test_outliers_are_images_of_the_same_shape_and_not_the_data(images: tuple[Tensor, Tensor]) -> None:
-    for colour in (images[0], images[0].repeat(1, 3, 4, 4)):
+def test_outliers_are_images_of_the_same_shape_and_not_the_data() -> None:
+    for colour in (X, X.repeat(1, 3, 4, 4)):
         sets = outliers(colour, 0)
         assert set(sets) == {"photographs", "interpolated", "uniform-noise"}
         for name, found in sets.items():
@@ -280,17 +266,30 @@ def test_calibration_error_of_a_hand_made_case() -> None:
 # AutoAttack
 
 
-def evaluate_robustness(images: tuple[Tensor, Tensor], folder: Path, radius: float = RADIUS, **options: Any) -> Result:
-    weights = folder / "weights.pt"
-    torch.save(trained(adversarial=True).state_dict(), weights)
-    load = {"best": partial(saved, weights)} | options.pop("load", {})
-    return robustness.evaluate(load, make_cases(*images, radius), slice_size=20, **options)
+@pytest.fixture
+def cascade(short: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The standard protocol has its cascade, whose attacks are played."""
+    protocol = cases.PROTOCOLS["standard"]
+    monkeypatch.setitem(cases.PROTOCOLS, "standard", replace(protocol, table1=replace(protocol.table1, cascade=True)))
+    monkeypatch.setattr(robustness, "run_jobs", lambda jobs, *_, **__: {task: played(task) for task in jobs})
 
 
-def test_table_1_has_every_attack_alone_and_their_union(
-    short: None, images: tuple[Tensor, Tensor], tmp_path: Path
-) -> None:
-    result = evaluate_robustness(images, tmp_path)
+def played(task: Job) -> Outcome:
+    """Each attack of a cascade breaks one image more than the one before."""
+    n = task.last - task.first
+    after = [np.arange(n) >= k for k in range(1, 5)]
+    robust = dict(zip(task.attacks, after[task.checkpoint == "last" :], strict=False))
+    audit = Audit(n, task.eps, 0.0, 0.0, 1.0, 0, n).plain()
+    return Outcome(np.ones(n, dtype=bool), robust, audit, {"odd text": 2})
+
+
+def evaluate_robustness(radius: float = RADIUS, **options: Any) -> Result:
+    load = {"best": partial(trained, adversarial=True)} | options.pop("load", {})
+    return robustness.evaluate(load, make_cases(*IMAGES, radius), slice_size=20, **options)
+
+
+def test_table_1_has_every_attack_alone_and_their_union(short: None) -> None:
+    result = evaluate_robustness()
     standard = {"apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"}
     released = standard - {"apgd-t"}
     expected = {f"standard/{name}" for name in standard} | {f"released/{name}" for name in released}
@@ -311,12 +310,12 @@ def test_table_1_has_every_attack_alone_and_their_union(
     assert result.settings["package"].startswith("pyautoattack ")
 
 
-def test_apgd_ce_alone_is_read_from_the_cascade_only_where_both_run_the_same(images: tuple[Tensor, Tensor]) -> None:
-    standard, released = (robustness.plan(case, 20) for case in make_cases(*images, RADIUS))
+def test_apgd_ce_alone_is_read_from_the_cascade_only_where_both_run_the_same() -> None:
+    standard, released = (robustness.plan(case, 20) for case in make_cases(*IMAGES, RADIUS))
     assert list(standard) == ["cascade", "apgd-dlr", "apgd-t", "fab-t", "square"]
     assert list(released) == ["apgd-ce", "apgd-dlr", "fab-t", "square"]
     assert [(task.first, task.last) for task in standard["cascade"]] == [(0, 20), (20, 30)]
-    first = make_cases(*images, RADIUS)[0]
+    first = make_cases(*IMAGES, RADIUS)[0]
     assert list(robustness.plan(first, 20, cascade=False)) == ["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"]
     assert list(robustness.plan(first, 20, alone=False)) == ["cascade"]
     last = robustness.plan(first, 20, last_images=21)["last"]
@@ -327,21 +326,12 @@ def test_apgd_ce_alone_is_read_from_the_cascade_only_where_both_run_the_same(ima
     protocol = replace(
         PROTOCOLS["standard"], table1=Table1(alone=(AutoAttackCell(attack="apgd-ce", steps=50),), cascade=True)
     )
-    other = cases.Case(protocol, *images, RADIUS, 0.0)
+    other = cases.Case(protocol, *IMAGES, RADIUS, 0.0)
     assert list(robustness.plan(other, 20)) == ["cascade", "apgd-ce"]
 
 
-def test_the_cascade_alone_runs_nothing_under_released(
-    short: None, images: tuple[Tensor, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    protocol = cases.PROTOCOLS["standard"]
-    monkeypatch.setitem(cases.PROTOCOLS, "standard", replace(protocol, table1=replace(protocol.table1, cascade=True)))
-    flags = {name: np.ones(N, dtype=bool) for name in CASCADE}
-    audit = Audit(N, RADIUS, 0.0, 0.0, 1.0, 0, 0).plain()
-    monkeypatch.setattr(
-        robustness, "run_jobs", lambda jobs, *_, **__: {job: Outcome(flags["square"], flags, audit, {}) for job in jobs}
-    )
-    result = evaluate_robustness(images, tmp_path, alone=False)
+def test_the_cascade_alone_runs_nothing_under_released(cascade: None) -> None:
+    result = evaluate_robustness(alone=False)
     names = {"apgd-ce", "apgd-ce-t", "autoattack", "clean"}
     assert set(result.rates) == {f"standard/{name}" for name in names}
     assert "released" not in result.settings
@@ -362,24 +352,8 @@ def test_the_first_successful_attack_of_the_cascade_is_kept_per_image() -> None:
     np.testing.assert_array_equal(robustness.first_success(right, found), [0, -1, 1, 4, 2])
 
 
-def test_a_cascade_fills_autoattack_and_apgd_ce(
-    short: None, images: tuple[Tensor, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    protocol = cases.PROTOCOLS["standard"]
-    monkeypatch.setitem(cases.PROTOCOLS, "standard", replace(protocol, table1=replace(protocol.table1, cascade=True)))
-
-    def planned(jobs: list[Any], *_: Any, **__: Any) -> dict[Any, Outcome]:
-        results = {}
-        for task in jobs:
-            n = task.last - task.first
-            ones = np.ones(n, dtype=bool)
-            after = [np.arange(n) >= k for k in range(1, 5)]
-            robust = dict(zip(task.attacks, after[task.checkpoint == "last" :], strict=False))
-            results[task] = Outcome(ones, robust, Audit(n, task.eps, 0.0, 0.0, 1.0, 0, n).plain(), {"odd text": 2})
-        return results
-
-    monkeypatch.setattr(robustness, "run_jobs", planned)
-    result = evaluate_robustness(images, tmp_path)
+def test_a_cascade_fills_autoattack_and_apgd_ce(cascade: None) -> None:
+    result = evaluate_robustness()
     assert result.rates["standard/apgd-ce"].correct == N - 2
     assert result.rates["standard/autoattack"].correct == N - 8
     assert (result.arrays or {})["standard/first-success"].tolist()[:5] == [1, 2, 3, 4, 0]
@@ -387,20 +361,18 @@ def test_a_cascade_fills_autoattack_and_apgd_ce(
     assert result.values["standard/warnings/other"] == 2.0 * 2 * 5
     assert result.rates["standard/apgd-ce-t"].correct == N - 4
     assert "standard/apgd-ce-t-last" not in result.rates, "there is no last checkpoint"
-    other = evaluate_robustness(images, tmp_path, load={"last": trained}, last_images=1)
+    other = evaluate_robustness(load={"last": trained}, last_images=1)
     assert (other.rates["standard/apgd-ce-t-last"].correct, other.rates["standard/apgd-ce-t-last"].n) == (17, 20)
     assert other.settings["last"]["weights"] == "other than best"
-    same = evaluate_robustness(images, tmp_path, load={"last": partial(trained, adversarial=True)}, last_images=N)
+    same = evaluate_robustness(load={"last": partial(trained, adversarial=True)}, last_images=N)
     assert same.rates["standard/apgd-ce-t-last"] == same.rates["standard/apgd-ce-t"], "equal weights, no new attack"
 
 
-def test_a_fab_that_finds_almost_nothing_fails_the_stage(
-    short: None, images: tuple[Tensor, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fab_that_finds_almost_nothing_fails_the_stage(short: None, monkeypatch: pytest.MonkeyPatch) -> None:
     fab = pytest.importorskip("pyautoattack.fab_base")
     monkeypatch.setattr(fab.FABAttack, "attack_single_run", lambda self, x, y, **_: x)
     with pytest.raises(AuditError, match=r"standard/fab-t: breaks 0 of .* apgd-t breaks"):
-        evaluate_robustness(images, tmp_path, radius=3 * RADIUS)
+        evaluate_robustness(radius=3 * RADIUS)
 
 
 # Transfer
@@ -411,7 +383,6 @@ def crafting(radius: float = RADIUS, *noises: float) -> dict[str, Any]:
 
 
 def evaluate_transfer(
-    images: tuple[Tensor, Tensor],
     folder: Path,
     surrogates: dict[str, nn.Module],
     name: str,
@@ -422,17 +393,15 @@ def evaluate_transfer(
     options = crafting(radius, 0.03)
     crafted = {}
     for surrogate, model in surrogates.items():
-        transfer.craft(folder / surrogate, surrogate, model, "sha", *images, **options)
-        crafted[surrogate] = transfer.load_crafted(folder / surrogate, folder / "none.pt", *images, radius)
+        transfer.craft(folder / surrogate, surrogate, model, "sha", *IMAGES, **options)
+        crafted[surrogate] = transfer.load_crafted(folder / surrogate, folder / "none.pt", *IMAGES, radius)
     model = surrogates.get(name, trained(adversarial=True))
-    return transfer.evaluate(name, model, crafted, **asked(images, radius, noise))
+    return transfer.evaluate(name, model, crafted, **asked(radius, noise))
 
 
-def test_table_2_has_every_attack_and_its_worst_case_per_image(
-    short: None, images: tuple[Tensor, Tensor], tmp_path: Path
-) -> None:
+def test_table_2_has_every_attack_and_its_worst_case_per_image(short: None, tmp_path: Path) -> None:
     surrogates: dict[str, nn.Module] = {"pgd_at": trained(adversarial=True), "undefended": trained()}
-    result = evaluate_transfer(images, tmp_path, surrogates, "ebjdat-jem", noise=0.03)
+    result = evaluate_transfer(tmp_path, surrogates, "ebjdat-jem", noise=0.03)
     assert names_are_sound(result)
     attacks = ("pgd", "mi-fgsm", "vmi-fgsm/neighbours-2", "vni-fgsm/neighbours-10")
     assert {f"standard/transfer/{s}/{a}" for s in surrogates for a in attacks} <= set(result.rates)
@@ -447,11 +416,9 @@ def test_table_2_has_every_attack_and_its_worst_case_per_image(
     assert 0.0 <= result.values["self-test/undefended"] <= 0.1
 
 
-def test_the_model_itself_as_surrogate_is_white_box_and_outside_the_worst_case(
-    short: None, images: tuple[Tensor, Tensor], tmp_path: Path
-) -> None:
+def test_the_model_itself_as_surrogate_is_white_box_and_outside_the_worst_case(short: None, tmp_path: Path) -> None:
     surrogates: dict[str, nn.Module] = {"pgd_at": trained(), "undefended": trained(adversarial=True)}
-    result = evaluate_transfer(images, tmp_path, surrogates, "pgd_at", 2 * RADIUS)
+    result = evaluate_transfer(tmp_path, surrogates, "pgd_at", 2 * RADIUS)
     assert result.settings["white-box"] == ["pgd_at"]
     assert accuracy(result, "standard/transfer/pgd_at/pgd") < accuracy(result, "standard/transfer/worst")
     on_itself = result.values["standard/transfer/pgd_at/pgd/on-surrogate"]
@@ -461,52 +428,52 @@ def test_the_model_itself_as_surrogate_is_white_box_and_outside_the_worst_case(
 
 
 def test_images_are_crafted_per_protocol_noise_and_attack_and_lie_around_the_noisy_images(
-    short: None, images: tuple[Tensor, Tensor], tmp_path: Path
+    short: None, tmp_path: Path
 ) -> None:
     folder = tmp_path / "crafted" / "0" / "pgd_at"
-    manifest = transfer.craft(folder, "pgd_at", trained(), "sha", *images, **crafting(RADIUS, 0.0, 0.03))
+    manifest = transfer.craft(folder, "pgd_at", trained(), "sha", *IMAGES, **crafting(RADIUS, 0.0, 0.03))
     files_of = {path.stem for path in folder.glob("*.npz")}
     assert files_of == set(manifest["found"])
     assert {"standard-noise-0-pgd", "released-noise-0.015-vni-fgsm-neighbours-2"} <= files_of
     assert not any(name.startswith("standard-noise-0.015") for name in files_of)
-    crafted = transfer.load_crafted(folder, tmp_path / "none.pt", *images, RADIUS)
-    for case in make_cases(*images, RADIUS, 0.03):
+    crafted = transfer.load_crafted(folder, tmp_path / "none.pt", *IMAGES, RADIUS)
+    for case in make_cases(*IMAGES, RADIUS, 0.03):
         x_adv, accuracy = crafted.read(case, "pgd")
         assert float((x_adv - case.x).abs().max()) <= case.radius + 1e-6
         assert accuracy == float(correct(trained(), x_adv, case.y).float().mean())
     with pytest.raises(UserError, match=r"no recipe had this input noise.*stages\.craft --model pgd_at --seed 0"):
-        crafted.read(make_cases(*images, RADIUS, 0.06)[1], "pgd")
+        crafted.read(make_cases(*IMAGES, RADIUS, 0.06)[1], "pgd")
     (folder / "standard-noise-0-pgd.npz").write_bytes(b"half")
     with pytest.raises(UserError, match="missing or damaged"):
-        crafted.read(make_cases(*images, RADIUS)[0], "pgd")
+        crafted.read(make_cases(*IMAGES, RADIUS)[0], "pgd")
 
 
 def test_images_crafted_for_something_else_are_refused_by_name(
-    short: None, images: tuple[Tensor, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, weights = tmp_path / "0" / "pgd_at", tmp_path / "best.pt"
     weights.write_bytes(b"weights")
     with pytest.raises(UserError, match=r"is missing: run `python -m stages\.craft --model pgd_at --seed 0`"):
-        transfer.load_crafted(folder, weights, *images, RADIUS)
-    transfer.craft(folder, "pgd_at", trained(), files.file_hash(weights), *images, **crafting())
-    assert transfer.load_crafted(folder, weights, *images, RADIUS).manifest["model"] == "pgd_at"
+        transfer.load_crafted(folder, weights, *IMAGES, RADIUS)
+    transfer.craft(folder, "pgd_at", trained(), files.file_hash(weights), *IMAGES, **crafting())
+    assert transfer.load_crafted(folder, weights, *IMAGES, RADIUS).manifest["model"] == "pgd_at"
     with pytest.raises(UserError, match="crafted for other images, radius"):
-        transfer.load_crafted(folder, weights, images[0].flip(0), images[1], 0.1)
+        transfer.load_crafted(folder, weights, X.flip(0), Y, 0.1)
     weights.write_bytes(b"other weights")
     with pytest.raises(UserError, match="crafted for other weights"):
-        transfer.load_crafted(folder, weights, *images, RADIUS)
+        transfer.load_crafted(folder, weights, *IMAGES, RADIUS)
     weights.unlink()
     standard = PROTOCOLS["standard"]
     monkeypatch.setitem(PROTOCOLS, "standard", replace(standard, transfer=replace(standard.transfer, steps=3)))
     with pytest.raises(UserError, match="crafted for other protocols"):
-        transfer.load_crafted(folder, weights, *images, RADIUS)
+        transfer.load_crafted(folder, weights, *IMAGES, RADIUS)
 
 
 def test_a_killed_craft_goes_on_with_the_attacks_that_are_left(
-    short: None, images: tuple[Tensor, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = crafting()
-    whole = transfer.craft(tmp_path / "whole", "pgd_at", trained(), "sha", *images, **options)
+    whole = transfer.craft(tmp_path / "whole", "pgd_at", trained(), "sha", *IMAGES, **options)
     ran: list[Path] = []
     original = transfer._craft
 
@@ -519,10 +486,10 @@ def test_a_killed_craft_goes_on_with_the_attacks_that_are_left(
     monkeypatch.setattr(transfer, "_craft", killed)
     done = Outcomes(tmp_path / "outcomes")
     with pytest.raises(KeyboardInterrupt):
-        transfer.craft(tmp_path / "resumed", "pgd_at", trained(), "sha", *images, **options, done=done)
+        transfer.craft(tmp_path / "resumed", "pgd_at", trained(), "sha", *IMAGES, **options, done=done)
     first = list(ran)
     monkeypatch.setattr(transfer, "_craft", lambda path, *rest: ran.append(path) or original(path, *rest))
-    assert transfer.craft(tmp_path / "resumed", "pgd_at", trained(), "sha", *images, **options, done=done) == whole
+    assert transfer.craft(tmp_path / "resumed", "pgd_at", trained(), "sha", *IMAGES, **options, done=done) == whole
     assert len(ran) == len(set(ran)) == len(whole["found"]) and ran[:3] == first
     for path in (tmp_path / "whole").iterdir():
         assert (tmp_path / "resumed" / path.name).read_bytes() == path.read_bytes()
@@ -531,8 +498,8 @@ def test_a_killed_craft_goes_on_with_the_attacks_that_are_left(
 # Sweep and EOT
 
 
-def test_table_3_sweeps_radius_and_iterations(images: tuple[Tensor, Tensor]) -> None:
-    result = sweep.evaluate(trained(adversarial=True), **asked(images))
+def test_table_3_sweeps_radius_and_iterations() -> None:
+    result = sweep.evaluate(trained(adversarial=True), **asked())
     assert names_are_sound(result)
     radii = [f"radius-{multiple}" for multiple in ("0.5", "1", "2", "4")]
     assert {f"standard/apgd-ce/{radius}/steps-{steps}" for radius in radii for steps in (20, 100)} <= set(result.rates)
@@ -545,9 +512,7 @@ def test_table_3_sweeps_radius_and_iterations(images: tuple[Tensor, Tensor]) -> 
     assert accuracy(result, "standard/pgd-1") >= accuracy(result, "standard/apgd-ce/radius-1/steps-100")
 
 
-def test_protocols_share_a_cell_where_images_radius_and_steps_are_equal(
-    images: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_protocols_share_a_cell_where_images_radius_and_steps_are_equal(monkeypatch: pytest.MonkeyPatch) -> None:
     walked: list[sweep.Cell] = []
     original = sweep._walk
 
@@ -556,17 +521,17 @@ def test_protocols_share_a_cell_where_images_radius_and_steps_are_equal(
         return original(model, cells, *rest)
 
     monkeypatch.setattr(sweep, "_walk", counting)
-    result = sweep.evaluate(trained(adversarial=True), **asked(images))
-    assert len(walked) == len(set(walked)) < sum(len(sweep.cells_of(c)) for c in make_cases(*images, RADIUS))
+    result = sweep.evaluate(trained(adversarial=True), **asked())
+    assert len(walked) == len(set(walked)) < sum(len(sweep.cells_of(c)) for c in make_cases(*IMAGES, RADIUS))
     standard, released = (
         result.rates[name] for name in ("standard/apgd-ce/radius-0.5/steps-20", "released/apgd-ce/radius-1/steps-20")
     )
     assert standard == released
 
 
-def test_a_cell_does_not_depend_on_the_cells_it_walks_with(images: tuple[Tensor, Tensor]) -> None:
+def test_a_cell_does_not_depend_on_the_cells_it_walks_with() -> None:
     model = trained(adversarial=True)
-    (case, _) = make_cases(*images, RADIUS)
+    (case, _) = make_cases(*IMAGES, RADIUS)
     cell = sweep.Cell(0.0, RADIUS, 10)
     others = [sweep.Cell(0.0, 0.02, 10), cell, sweep.Cell(0.0, 0.4, 10)]
     (alone, _), (together, _) = (
@@ -576,8 +541,8 @@ def test_a_cell_does_not_depend_on_the_cells_it_walks_with(images: tuple[Tensor,
     np.testing.assert_array_equal(alone[cell], together[cell])
 
 
-def test_eot_is_reported_plain_and_with_noise_inside(short: None, images: tuple[Tensor, Tensor]) -> None:
-    result = eot.evaluate(trained(adversarial=True), **asked(images))
+def test_eot_is_reported_plain_and_with_noise_inside(short: None) -> None:
+    result = eot.evaluate(trained(adversarial=True), **asked())
     assert names_are_sound(result)
     for name in (
         "standard/eot-pgd/plain/samples-2",
@@ -590,9 +555,9 @@ def test_eot_is_reported_plain_and_with_noise_inside(short: None, images: tuple[
     assert result.settings["standard"]["eot"]["sigma"] == 0.015
 
 
-def test_eot_on_the_plain_model_is_pgd_of_the_same_steps(images: tuple[Tensor, Tensor]) -> None:
+def test_eot_on_the_plain_model_is_pgd_of_the_same_steps() -> None:
     model = trained(adversarial=True)
-    (case, _) = make_cases(*images, RADIUS)
+    (case, _) = make_cases(*IMAGES, RADIUS)
     flags, _ = eot._radii(model, case, EotCell(noise="plain", samples=2), Batches(), lambda: None)
     attack = PGD(eps=RADIUS, step=RADIUS / 8, steps=20, random_start=True)
     start = attack.start(case.x, cases.stream(0, "eot"))
@@ -601,8 +566,8 @@ def test_eot_on_the_plain_model_is_pgd_of_the_same_steps(images: tuple[Tensor, T
     assert torch.equal(flags["standard/eot-pgd/plain/samples-2/radius-1"], robust)
 
 
-def test_equal_samples_of_a_model_without_randomness_are_computed_once(images: tuple[Tensor, Tensor]) -> None:
-    network, case, cell = trained(adversarial=True), make_cases(*images, RADIUS)[0], EotCell(noise="plain", samples=2)
+def test_equal_samples_of_a_model_without_randomness_are_computed_once() -> None:
+    network, case, cell = trained(adversarial=True), make_cases(*IMAGES, RADIUS)[0], EotCell(noise="plain", samples=2)
     seen: list[int] = []
     network.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
 
@@ -616,9 +581,9 @@ def test_equal_samples_of_a_model_without_randomness_are_computed_once(images: t
     assert torch.equal(walked(ours), expected) and sum(seen) - passes == passes // 2
 
 
-def test_a_random_models_prediction_is_the_same_at_every_call(images: tuple[Tensor, Tensor]) -> None:
+def test_a_random_models_prediction_is_the_same_at_every_call() -> None:
     judged = eot.Judged(trained(), EotCell(noise="noise", samples=2), 0.2, 0, Batches())
-    assert torch.equal(judged.correct(*images), judged.correct(*images))
+    assert torch.equal(judged.correct(*IMAGES), judged.correct(*IMAGES))
 
 
 # All of them
@@ -629,7 +594,7 @@ def test_the_harness_finds_exactly_the_adversarial_examples_that_exist(eps: floa
     x = held_out(200)[0]
     model = selftest.Plane(x.mean(0), torch.Generator().manual_seed(0))
     y = model(x).argmax(1)
-    result = sweep.evaluate(model, **asked((x, y), eps))
+    result = sweep.evaluate(model, **asked(eps, images=(x, y)))
     robust = ~model.breakable(x, eps).numpy()
     for name in ("standard/pgd-1", "standard/apgd-ce/radius-1/steps-20", "standard/apgd-ce/radius-1/steps-100"):
         np.testing.assert_array_equal(result.rates[name].per_image(), robust)
@@ -638,43 +603,34 @@ def test_the_harness_finds_exactly_the_adversarial_examples_that_exist(eps: floa
 
 
 def test_the_self_test_breaks_an_undefended_network_and_notices_a_harness_that_finds_nothing(
-    images: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert selftest.undefended(trained(), *images, RADIUS, 0, Batches()) <= 0.02
-    assert selftest.planted(images[0], 1e-9, 0, Batches()) is None, "no planted example means no number"
+    assert selftest.undefended(trained(), *IMAGES, RADIUS, 0, Batches()) <= 0.02
+    assert selftest.planted(X, 1e-9, 0, Batches()) is None, "no planted example means no number"
     monkeypatch.setattr(APGD, "__call__", lambda self, model, x, y, generator, start=None: x)
-    assert selftest.planted(images[0], RADIUS, 0, Batches()) == 0.0
-    assert selftest.undefended(trained(), *images, RADIUS, 0, Batches()) > 0.8
-
-
-def test_flags_of_two_models_can_be_compared_image_by_image(images: tuple[Tensor, Tensor]) -> None:
-    robust, plain = (
-        sweep.evaluate(model, **asked(images)).rates["standard/apgd-ce/radius-1/steps-100"]
-        for model in (trained(adversarial=True), trained())
-    )
-    assert paired_interval(robust, plain)[0] > 0.0
+    assert selftest.planted(X, RADIUS, 0, Batches()) == 0.0
+    assert selftest.undefended(trained(), *IMAGES, RADIUS, 0, Batches()) > 0.8
 
 
 # Stages
 
 
+OURS = Run("digits", "ebjdat-jempp", 0)
+
+
 @pytest.fixture
-def workspace(short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def pipeline(short: None, workspace: Path) -> Path:
     """A folder with small data, untrained models and parameters, as the pipeline would leave it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    params = tiny.write_params(tmp_path, device="cpu")
+    params = tiny.write_params(workspace, device="cpu")
     tiny.prepare(params)
-    architecture = Architecture(depth=10, width=1, channels=1, classes=10, norm="batch")
     for name in ("ebjdat-jempp", "pgd_at", "undefended"):
         setup = setup_of(params, name)
         described = description.describe(setup, load_prepared(setup.run.data_dir))
         files.write_json(setup.run.model_dir / description.NAME, described.plain())
         for checkpoint in ("best", "last"):
-            path = tmp_path / "models" / "digits" / name / "0" / f"{checkpoint}.pt"
-            save_model(path, new_model(architecture, 0))
-    np.savez(tmp_path / "models" / "digits" / "ebjdat-jempp" / "0" / "buffer.npz", images=held_out(20)[0].numpy())
-    return tmp_path
+            save_model(setup.run.model_dir / f"{checkpoint}.pt", new_model(TINY, 0))
+    np.savez(OURS.model_dir / "buffer.npz", images=held_out(20)[0].numpy())
+    return workspace
 
 
 def run_stage(monkeypatch: pytest.MonkeyPatch, stage: str, *arguments: str) -> None:
@@ -686,36 +642,39 @@ def run_stage(monkeypatch: pytest.MonkeyPatch, stage: str, *arguments: str) -> N
     module.main()
 
 
-@pytest.mark.parametrize("stage", ["clean", "autoattack", "transfer", "sweep", "eot"])
+def check(stage: str) -> bytes:
+    """What a stage left: its record is complete, and nothing else lies about. Its bytes."""
+    record = files.read_json(OURS.record(stage))
+    assert record["n"] == tiny.IMAGES[stage] and record["audits"] and set(record["settings"]) >= set(PROTOCOLS)
+    kept = OURS.arrays(stage) / "arrays.npz"
+    assert kept.is_file() is (stage in ("clean", "autoattack")), "flags of the others are in the record"
+    assert not list(Path(".scratch/outcomes").rglob("*.json")), "finished states are cleaned up"
+    return OURS.record(stage).read_bytes() + (kept.read_bytes() if kept.is_file() else b"")
+
+
+@pytest.mark.parametrize("stage", ["clean", "autoattack", "transfer"])
 def test_a_stage_writes_its_record_and_again_the_same(
-    workspace: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+    pipeline: Path, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if stage == "transfer":
         for surrogate in ("pgd_at", "undefended"):
             run_stage(monkeypatch, "craft", "--model", surrogate)
-    path = workspace / "results" / "digits" / "records" / "ebjdat-jempp" / "0" / f"{stage}.json"
-    arrays = workspace / "results" / "digits" / "arrays" / "ebjdat-jempp" / "0" / stage / "arrays.npz"
     run_stage(monkeypatch, stage)
-    first = path.read_bytes(), arrays.read_bytes() if arrays.is_file() else None
+    first = check(stage)
     run_stage(monkeypatch, stage, "--model", "ebjdat-jempp", "--seed", "0")
-    assert (path.read_bytes(), arrays.read_bytes() if arrays.is_file() else None) == first
-    assert arrays.is_file() is (stage in ("clean", "autoattack")), "flags of the others are in the record"
-    record = json.loads(first[0])
-    assert record["n"] == tiny.IMAGES[stage] and record["audits"] and set(record["settings"]) >= set(PROTOCOLS)
-    assert not list((workspace / ".scratch" / "outcomes").rglob("*.json")), "finished states are cleaned up"
+    assert check(stage) == first
 
 
-def test_a_baseline_has_no_samples_and_no_input_noise(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_baseline_has_no_samples_and_no_input_noise(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_stage(monkeypatch, "clean", "--model", "pgd_at")
-    path = workspace / "results" / "digits" / "records" / "pgd_at" / "0" / "clean.json"
-    record = json.loads(path.read_text())
+    record = files.read_json(Run("digits", "pgd_at", 0).record("clean"))
     assert "energy/gap-training-adversary" in record["values"]
     assert "energy/gap-generated" not in record["values"]
     assert record["settings"]["released"]["input_noise"] == 0.0
 
 
 def test_warnings_of_the_official_code_are_shown_with_their_count(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pipeline: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = Result(n=8, warnings={"standard/cascade": ["there are 3 points with zero gradient! (2 times)"]})
     monkeypatch.setattr(robustness, "evaluate", lambda *_, **__: found)
@@ -726,13 +685,12 @@ def test_warnings_of_the_official_code_are_shown_with_their_count(
 
 @pytest.mark.parametrize("stage", ["sweep", "eot"])
 def test_a_killed_stage_goes_on_with_the_same_flags_and_refuses_outcomes_of_another_evaluation(
-    workspace: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+    pipeline: Path, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = workspace / "results" / "digits" / "records" / "ebjdat-jempp" / "0" / f"{stage}.json"
-    scratch = workspace / ".scratch" / "outcomes" / stage
+    scratch = pipeline / ".scratch" / "outcomes" / stage
     run_stage(monkeypatch, stage)
-    expected = path.read_bytes()
-    path.unlink()
+    expected = check(stage)
+    OURS.record(stage).unlink()
     child = os.fork()
     if child == 0:
         write, written = files.write_json, []
@@ -760,15 +718,14 @@ def test_a_killed_stage_goes_on_with_the_same_flags_and_refuses_outcomes_of_anot
         run_stage(monkeypatch, stage)
     left[0].write_text(json.dumps(content))
     run_stage(monkeypatch, stage)
-    assert path.read_bytes() == expected
-    assert not list(scratch.rglob("*.json"))
+    assert check(stage) == expected
 
 
 def test_a_model_that_was_trained_with_other_parameters_is_refused(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch
+    pipeline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = (workspace / "params.yaml").read_text(encoding="utf-8")
+    text = (pipeline / "params.yaml").read_text(encoding="utf-8")
     monkeypatch.setattr("ebjdat.config.PARAMS", Path("other.yaml"))
-    (workspace / "other.yaml").write_text(text.replace("w_px: 1.0", "w_px: 2.0"), encoding="utf-8")
+    (pipeline / "other.yaml").write_text(text.replace("w_px: 1.0", "w_px: 2.0"), encoding="utf-8")
     with pytest.raises(UserError, match=r"ebjdat-jempp/0 was trained with other parameters \(recipe\): train it again"):
         run_stage(monkeypatch, "eot")

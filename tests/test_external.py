@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pyautoattack
 import pytest
@@ -20,10 +19,10 @@ from ebjdat.evaluation import external
 from ebjdat.record import read_record
 from ebjdat.run import Run
 from stages import evaluate_model
-from tests import tiny, zoo
-from tests.small_models import digits, held_out
+from tests import ROOT, tiny, zoo
+from tests.small_models import digits, fit, held_out, shorten_autoattack
+from tests.synthetic import use_empty_store
 
-ROOT = Path(__file__).resolve().parents[1]
 FACTORY = '''
 import torch
 from torch import nn
@@ -44,30 +43,20 @@ def train_cnn(path: Path) -> None:
     torch.manual_seed(0)
     nn = torch.nn
     model = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 10))
-    optimiser = torch.optim.Adam(model.parameters(), 0.01)
-    x, y = digits()
-    for picked in torch.randperm(1400).split(50):
-        optimiser.zero_grad()
-        nn.functional.cross_entropy(model(x[picked]), y[picked]).backward()
-        optimiser.step()
-    torch.save(model.state_dict(), path)
+    torch.save(fit(model, passes=1).state_dict(), path)
 
 
 @pytest.fixture(autouse=True)
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout with somebody's CNN in it."""
+def importable(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code of a checkout in which somebody's CNN may lie."""
     for name in ("ebjdat", "stages"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / ".dvc").mkdir()
-    for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return tmp_path
+        (workspace / name).symlink_to(ROOT / name)
+    monkeypatch.syspath_prepend(str(workspace))
 
 
 def test_one_command_evaluates_a_cnn_under_both_protocols_and_puts_it_into_the_tables(workspace: Path) -> None:
     tiny.prepare(tiny.write_params(workspace))
+    use_empty_store()
     (workspace / "my_cnn.py").write_text(FACTORY)
     train_cnn(workspace / "cnn.pt")
     command = ["stages.evaluate_model", "--factory", "my_cnn:make_model", "--name", "my-cnn", "--stages", "clean"]
@@ -129,11 +118,12 @@ def test_kept_weights_count_whatever_the_factory_reads_today(workspace: Path) ->
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch's, about TorchScript and int8
 def test_the_page_shows_what_becomes_of_every_model_of_the_zoo(workspace: Path) -> None:
-    taken = {name: zoo.at_the_door(name, workspace / name)[0] for name in zoo.ZOO}
+    found = {name: zoo.at_the_door(name, workspace / name) for name in zoo.ZOO}
+    taken = {name: taken for name, (taken, _) in found.items()}
     assert taken == dict.fromkeys(zoo.SOUND | zoo.TAKEN, True) | dict.fromkeys(zoo.REFUSED, False)
     assert not [name for name in zoo.REFUSED if (workspace / name).exists()]
     shown = zoo.PAGE.read_text(encoding="utf-8").split(zoo.BEGIN)[1].split(zoo.END)[0].strip()
-    assert shown == zoo.table(), "run `python -m tests.zoo`"
+    assert shown == zoo.table(found), "run `python -m tests.zoo`"
     assert external.load(workspace / "bfloat16_answers/best.pt")(held_out(3)[0]).dtype == torch.float32
 
 
@@ -142,16 +132,7 @@ def test_the_page_shows_what_becomes_of_every_model_of_the_zoo(workspace: Path) 
 def test_a_sound_model_gives_the_flags_of_the_official_package_called_directly(
     name: str, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = pyautoattack.AutoAttack._set_version
-
-    def shortened(self: Any, version: str = "standard") -> None:
-        original(self, version)
-        for attack in (self.apgd, self.apgd_targeted):
-            attack.__init__(self.model, n_iter=5, eps=self.epsilon, seed=self.seed, device=self.device)
-        self.apgd_targeted.n_target_classes = self.fab.n_target_classes = 2
-        self.fab.n_iter, self.square.n_queries = 3, 30
-
-    monkeypatch.setattr(pyautoattack.AutoAttack, "_set_version", shortened)
+    shorten_autoattack(monkeypatch)
     x, y = held_out(12)
     job = Job(protocol="standard", attack="cascade", steps=100, targets=0, eps=16 / 255, seed=0, first=0, last=len(x))
     external.save(workspace / name, zoo.spec(name), *held_out(40))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ebjdat.data.digits import load_digits
 from ebjdat.data.fetch import Unavailable
 from ebjdat.errors import AuditError, UserError
 from ebjdat.evaluation import inception
-from ebjdat.evaluation.classifier import load_classifier, predict, save_classifier, train_classifier
+from ebjdat.evaluation.classifier import load_classifier, save_classifier, train_classifier
 from ebjdat.evaluation.features import (
     Extractor,
     ImageSet,
@@ -130,18 +131,17 @@ def test_the_distance_equals_a_direct_float64_computation(extractor: Extractor) 
     assert measured == pytest.approx(direct_frechet(first, second), abs=1e-3)
 
 
-def register(name: str, weights: Path) -> None:
-    """The small classifier as a feature extractor of torch-fidelity."""
+def register(name: str, features: Callable[[Tensor], Tensor]) -> None:
+    """A function of uint8 images as a feature extractor of torch-fidelity."""
     from torch_fidelity import register_feature_extractor
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
     class Features(FeatureExtractorBase):
         def __init__(self, name: str, features_list: list[str], **options: Any) -> None:
             super().__init__(name, features_list)
-            self.network = load_classifier(weights)
 
         def forward(self, input: Tensor) -> tuple[Tensor, ...]:
-            return (self.network.features(input),)
+            return (features(input),)
 
         get_provided_features_list = staticmethod(lambda: ("pooled",))
         get_default_feature_layer_for_metric = staticmethod(lambda metric: "pooled")
@@ -154,7 +154,7 @@ def register(name: str, weights: Path) -> None:
 def test_distances_equal_those_of_the_package_s_own_entry_point(extractor: Extractor, weights: Path) -> None:
     from torch_fidelity import calculate_metrics
 
-    register("classifier-of-the-test", weights)
+    register("classifier-of-the-test", load_classifier(weights).features)
     sets = [ImageSet(part) for part in real()[0].split(400)]
     first, second = (extractor.features(part) for part in sets)
     expected = calculate_metrics(
@@ -175,15 +175,6 @@ def test_distances_equal_those_of_the_package_s_own_entry_point(extractor: Extra
     assert spread == pytest.approx(expected["kernel_inception_distance_std"], abs=1e-6)
 
 
-def test_real_images_are_far_closer_to_real_images_than_noise_is(extractor: Extractor) -> None:
-    images, _ = real()
-    noise = torch.randint(0, 256, (400, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    reference, other, random = (extractor.features(ImageSet(part)) for part in (images[:400], images[400:], noise))
-    near, far = (frechet_distance(Statistics.of(part), Statistics.of(reference)) for part in (other, random))
-    assert far > 10 * near > 0
-    assert kernel_distance(random, reference)[0] > 10 * abs(kernel_distance(other, reference)[0])
-
-
 def test_subsets_of_the_kernel_distance_never_exceed_the_smaller_set() -> None:
     assert kernel_subset_size(5000, 397) == 397
     assert kernel_subset_size(5000, 6000) == 1000
@@ -197,12 +188,6 @@ def test_the_classifier_s_features_do_not_depend_on_the_batch(extractor: Extract
     images, _ = real()
     one_by_one = torch.cat([network.features(images[i : i + 1]) for i in range(20)])
     assert torch.allclose(extractor.features(ImageSet(images[:20])), one_by_one, atol=1e-5)
-
-
-def test_the_classifier_knows_digits_it_has_not_seen(weights: Path) -> None:
-    images, labels = real()
-    predicted = predict(load_classifier(weights), images[400:], CPU)
-    assert float((predicted == labels[400:]).double().mean()) > 0.85
 
 
 def test_training_the_classifier_again_gives_the_same_weights() -> None:

@@ -11,25 +11,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ebjdat.config import Data, Generation, Variant, load_params
+from ebjdat.config import Data, Generation, Variant
 from ebjdat.data.digits import load_digits
 from ebjdat.data.prepared import Prepared, load_prepared, save_prepared
 from ebjdat.errors import AuditError, UserError
-from ebjdat.evaluation.generation import (
-    Samples,
-    draw_samples,
-    measure,
-    most_confident,
-    nearest_distances,
-)
+from ebjdat.evaluation.generation import Samples, draw_samples, measure, most_confident, nearest_distances
 from ebjdat.evaluation.pictures import draw_chains, draw_grid
 from ebjdat.evaluation.reference import Reference, build_reference, load_reference
 from ebjdat.evaluation.samples import fresh, read_buffer
 from ebjdat.model.energy import EnergyModel
-from ebjdat.model.store import Architecture, new_model
+from ebjdat.model.store import model_digest, new_model
 from ebjdat.statistics import Result
+from tests.small_runs import TINY
+from tests.synthetic import PARAMS
 
-ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
 SETTINGS = Generation(samples=80, features="classifier", chain_steps=3)
 
@@ -57,12 +52,11 @@ def reference(data: Prepared, folder: Path) -> Reference:
 @lru_cache(maxsize=1)
 def model() -> EnergyModel:
     """An untrained network; what generation does around it does not depend on its training."""
-    architecture = Architecture(depth=10, width=1, channels=1, classes=10, norm="batch")
-    return new_model(architecture, seed=0).eval().requires_grad_(False)
+    return new_model(TINY, seed=0).eval().requires_grad_(False)
 
 
 def recipe(name: str) -> Variant:
-    return load_params(ROOT).variants[name]
+    return PARAMS.variants[name]
 
 
 def drawn(data: Prepared, name: str = "jempp", seed: int = 0) -> Samples:
@@ -101,10 +95,9 @@ def test_samples_are_images_and_depend_on_the_seed_only(data: Prepared, name: st
 
 
 def test_generating_leaves_the_model_as_it_was(data: Prepared) -> None:
-    before = {name: value.clone() for name, value in model().state_dict().items()}
+    before = model_digest(model())
     drawn(data)
-    assert not model().training
-    assert all(torch.equal(value, before[name]) for name, value in model().state_dict().items())
+    assert model_digest(model()) == before and not model().training
 
 
 def test_snapshots_run_from_the_start_to_the_last_step(data: Prepared) -> None:

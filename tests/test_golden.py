@@ -73,8 +73,6 @@ def numbers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("golden")
         patch.chdir(folder)
-        for name in ("DVC_ROOT", "EBJDAT_SCRATCH"):
-            patch.delenv(name, raising=False)
         patch.setenv("EBJDAT_CORES", "1")
         yield made(folder)
 

@@ -27,8 +27,9 @@ from ebjdat.model.released import Released, read, variant_of, write
 from ebjdat.model.store import load_model
 from ebjdat.run import Run
 from stages import import_checkpoint
+from tests import ROOT
+from tests.small_models import Payload
 
-ROOT = Path(__file__).parents[1]
 SHAPE = (3, 32, 32)
 
 
@@ -178,13 +179,6 @@ def test_wrappers_precision_and_format_of_the_file_make_no_difference(kind: str,
     assert difference(network, found, tmp_path / "run") < 1e-10
 
 
-class Payload:
-    """Would run code when unpickled."""
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return (exec, ("raise SystemExit('executed')",))
-
-
 def changed(name: str, tensor: Tensor | None) -> dict[str, Any]:
     """A checkpoint with one weight changed, added or (None) removed."""
     content = checkpoint(made("batch"))
@@ -247,13 +241,12 @@ def test_the_variant_follows_from_the_norm_or_is_asked_for() -> None:
             variant_of(norm, chosen, variants)  # type: ignore[arg-type]
 
 
-def test_an_imported_checkpoint_is_a_run_with_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(ROOT / "params.yaml", tmp_path)
-    shutil.copytree(ROOT / "params", tmp_path / "params")
+def test_an_imported_checkpoint_is_a_run_with_a_recipe(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(ROOT / "params.yaml", workspace)
+    shutil.copytree(ROOT / "params", workspace / "params")
     params, run = load_params(), Run("digits", "external-small", 0)
     save_prepared(run.data_dir, load_digits(), params.current.data)
-    saved(tmp_path / "theirs.pt", checkpoint(made("batch", channels=1), shape=(1, 8, 8)))
+    saved(workspace / "theirs.pt", checkpoint(made("batch", channels=1), shape=(1, 8, 8)))
     arguments = ["", "theirs.pt", "--name", "small", "--variant", "sadajem"]
     monkeypatch.setattr(sys, "argv", arguments)
     import_checkpoint.main()
@@ -265,14 +258,13 @@ def test_an_imported_checkpoint_is_a_run_with_a_recipe(tmp_path: Path, monkeypat
     assert len(external.fingerprint_of(run.model_dir)) == 16
     assert samples.read_buffer(run.model_dir / "buffer.npz", data.shape).shape == (6, 1, 8, 8)
     assert samples.fresh(model, setup.recipe, data, 4, 2, run.seed).shape == (4, 1, 8, 8)  # type: ignore[arg-type]
-    saved(tmp_path / "theirs.pt", {"model_state_dict": made(channels=1).state_dict()})
+    saved(workspace / "theirs.pt", {"model_state_dict": made(channels=1).state_dict()})
     monkeypatch.setattr(sys, "argv", arguments[:4])
     import_checkpoint.main()
     assert resolve(params, run).variant == "jem" and not (run.model_dir / "buffer.npz").exists()
 
 
-def test_records_of_an_import_stay_current_without_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_records_of_an_import_stay_current_without_its_folder(workspace: Path) -> None:
     params, run = load_params(ROOT), Run("digits", "external-small", 0)
     assert resolve(params, run).recipe is None
     files.write_json(run.model_dir / "external.json", {"variant": "jempp", "fingerprint": "ab"})

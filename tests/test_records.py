@@ -16,19 +16,16 @@ from ebjdat.protocols import PROTOCOLS, REVISIONS
 from ebjdat.record import Record, revisions
 from ebjdat.run import Run
 from ebjdat.statistics import Rate, Result
-from tests.synthetic import DIGEST, changed, clean_environment, params_of_repository, prepare_workspace, setup_of
+from tests.synthetic import DIGEST, PARAMS, changed, prepare_workspace, setup_of
 
-PARAMS = params_of_repository()
 SETUP = setup_of(PARAMS)
 RUN = SETUP.run
 PATH = Path("results/digits/records/ebjdat-jempp/0/clean.json")
 
 
 @pytest.fixture(autouse=True)
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    clean_environment(monkeypatch, tmp_path)
+def prepared(workspace: Path) -> None:
     prepare_workspace(RUN)
-    return tmp_path
 
 
 def result(**changes: Any) -> Result:

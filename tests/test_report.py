@@ -19,10 +19,10 @@ from ebjdat.errors import UserError
 from ebjdat.results import figures, findings, frame, page, plots, tables
 from ebjdat.results.frame import Results
 from ebjdat.run import Run
-from tests.synthetic import ROOT, clean_environment, params_of_repository, setup_of, write_records
+from tests import ROOT
+from tests.synthetic import PARAMS, setup_of, write_records
 
 VOID = {"meta", "img", "br", "hr"}
-PARAMS = params_of_repository()
 OURS = Run("digits", PARAMS.model, 0)
 IMPORTED = Run("digits", "external-cnn", 0)
 HOSTILE = '<script>alert("1")</script>&amp; --> ]]> </style></svg> | $x^2$'
@@ -78,7 +78,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with four models, two of them with two seeds."""
     folder = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
-        clean_environment(patch, folder)
+        patch.chdir(folder)
         for model, seed in ((PARAMS.model, 0), (PARAMS.model, 1), ("base-jempp", 0), ("base-jempp", 1), ("pgd_at", 0)):
             write_records(setup_of(PARAMS, model, seed), 0.4 if model == "base-jempp" else 0.6)
         write_records(setup_of(PARAMS, "external-cnn"), 0.5, ["clean", "autoattack"])
@@ -90,7 +90,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def results(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Results:
-    clean_environment(monkeypatch, folder)
+    monkeypatch.chdir(folder)
     return frame.load(PARAMS, store=False)
 
 
@@ -98,7 +98,7 @@ def results(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Results:
 def full(folder: Path) -> str:
     """The page of that workspace."""
     with pytest.MonkeyPatch.context() as patch:
-        clean_environment(patch, folder)
+        patch.chdir(folder)
         return page.page(frame.load(PARAMS, store=False))
 
 
@@ -106,7 +106,7 @@ def full(folder: Path) -> str:
 def nothing(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The page of an empty workspace."""
     with pytest.MonkeyPatch.context() as patch:
-        clean_environment(patch, tmp_path_factory.mktemp("empty"))
+        patch.chdir(tmp_path_factory.mktemp("empty"))
         return page.page(frame.load(PARAMS, store=False))
 
 
@@ -192,17 +192,13 @@ def test_hostile_text_stays_text(results: Results) -> None:
     assert not shown.all("script") and sum("<script>" in word for word in shown.words) > 10
 
 
-def test_the_committed_records_give_a_page_of_at_most_300_kb_without_its_pictures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clean_environment(monkeypatch, tmp_path)
-    (tmp_path / "results").symlink_to(ROOT / "results")
+def test_the_committed_records_give_a_page_of_at_most_300_kb_without_its_pictures(workspace: Path) -> None:
+    (workspace / "results").symlink_to(ROOT / "results")
     text = page.page(frame.load(PARAMS, store=False))
     assert len(re.sub(r"data:image[^\"]*", "", text).encode()) < 300_000
 
 
-def test_damaged_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clean_environment(monkeypatch, tmp_path)
+def test_damaged_files_are_named(workspace: Path) -> None:
     assert figures.model_figures(OURS) == {}
     files.write_text(OURS.model_dir / "history.jsonl", '{"epoch": 1}\n{"ep')
     with pytest.raises(UserError, match=r"history\.jsonl is damaged"):
@@ -250,8 +246,7 @@ def test_plots_have_the_numbers_of_the_current_model(results: Results) -> None:
     assert [line.split(",")[0] for line in read["radius-released"][1:]] == ["8.0", "16.0", "32.0", "64.0"]
 
 
-def test_plots_without_data_have_their_header_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clean_environment(monkeypatch, tmp_path)
+def test_plots_without_data_have_their_header_only(workspace: Path) -> None:
     for path in plots.write_plots(frame.load(PARAMS, store=False)):
         assert len(path.read_text().splitlines()) == 1
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +14,27 @@ import torch
 
 import ebjdat
 from ebjdat import files
-from ebjdat.config import Setup, load_params, parse_params, read_profile, read_yaml, resolve
+from ebjdat.config import Setup, load_params, read_yaml, resolve
 from ebjdat.data.gaussians import fit_mixture, save_mixture
 from ebjdat.data.prepared import load_prepared
 from ebjdat.errors import UserError
 from ebjdat.evaluation import clean, external
 from ebjdat.evaluation.classifier import Classifier, save_classifier
 from ebjdat.evaluation.unreliable import remarks
-from ebjdat.model.store import Architecture, new_model, save_model
+from ebjdat.model.store import new_model, save_model
 from ebjdat.results import claims, frame, page, paper, published
 from ebjdat.results.cells import either, short
 from ebjdat.run import Run
 from ebjdat.training import loop
 from stages import evaluate_model, evaluating
 from stages.train import say
-from tests import tiny, zoo
+from tests import ROOT, tiny, zoo
 from tests.small_models import held_out
-from tests.small_runs import stopped_at, tiny_data, trainer
-from tests.stub_pipeline import dvc, environment_of
-from tests.synthetic import ROOT, clean_environment, params_of_repository, setup_of, write_records
+from tests.small_runs import TINY, short_run, stopped_at
+from tests.stub_pipeline import commit, dvc, git
+from tests.synthetic import PARAMS, setup_of, write_records
 
-PARAMS = params_of_repository()
-SMALL = Architecture(depth=10, width=1, channels=1, classes=10, norm="batch")
-
-
-@pytest.fixture(autouse=True)
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / ".dvc").mkdir()
-    return clean_environment(monkeypatch, tmp_path)
+pytestmark = pytest.mark.usefixtures("workspace")
 
 
 def external_setup(workspace: Path, model: str) -> Setup:
@@ -123,17 +115,11 @@ def test_a_number_with_a_serious_warning_is_marked_in_tables_on_the_page_and_rep
     assert "no robustness figure: square stronger 1" in reasons
 
 
+BARE: dict[str, Any] = {"values": {}, "warnings": {}, "weights": "a", "n": 10, "settings": {}, "audits": {}}
+
+
 def test_a_share_of_zero_gradients_of_other_weights_says_nothing() -> None:
-    record = {
-        "rates": {"standard/pgd-20": {}},
-        "values": {},
-        "warnings": {},
-        "weights": "a",
-        "n": 10,
-        "settings": {},
-        "audits": {},
-    }
-    other = {"values": {"gradient/zero-share": 0.5}, "weights": "b"}
+    record, other = BARE | {"rates": {"standard/pgd-20": {}}}, {"values": {"gradient/zero-share": 0.5}, "weights": "b"}
     assert remarks(record, other) == remarks(record, None) == {}
     assert remarks(record, other | {"weights": "a"}).keys() == {"standard/pgd-20"}
 
@@ -141,7 +127,7 @@ def test_a_share_of_zero_gradients_of_other_weights_says_nothing() -> None:
 def test_a_warning_of_square_stands_beside_autoattack_unless_that_is_the_cascades() -> None:
     rates = dict.fromkeys(("standard/square", "standard/union", "standard/autoattack", "standard/apgd-ce"))
     warned = {"standard/square": ["Square Attack has decreased the robust accuracy (1 times)"]}
-    record = {"rates": rates, "values": {}, "warnings": warned, "weights": "a", "n": 10, "settings": {}, "audits": {}}
+    record = BARE | {"rates": rates, "warnings": warned}
     said = remarks(record, None)
     assert said.keys() == {"standard/square", "standard/union", "standard/autoattack"}
     assert set(said.values()) == {"no robustness figure: square stronger 1"}
@@ -206,7 +192,7 @@ def write_everything(folder: Path, value: int) -> None:
     files.write_json(folder / "numbers.json", [value])
     files.write_npz(folder / "arrays.npz", {"a": np.full(9, value)})
     files.write_png(folder / "picture.png", np.full((4, 4), value, np.uint8))
-    save_model(folder / "best.pt", new_model(SMALL, value))
+    save_model(folder / "best.pt", new_model(TINY, value))
     torch.manual_seed(value)
     save_classifier(folder / "classifier.pt", Classifier(2))
     save_mixture(folder / "gaussians.npz", fit_mixture(torch.rand(40, 1, 4, 4), torch.arange(40) % 10))
@@ -265,40 +251,41 @@ def test_nothing_else_writes_files() -> None:
 # 5. Git
 
 
-def git(folder: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    line = ["git", "-c", "user.name=n", "-c", "user.email=e@localhost", *words]
-    return subprocess.run(line, cwd=folder, check=check, capture_output=True, text=True, env=environment_of())
+LOCKED = """  {0}:
+    cmd: run {0}
+    deps:
+    - path: data
+      hash: md5
+      md5: dddddddd
+    outs:
+    - path: {0}
+      hash: md5
+      md5: {0}{0}{0}{0}{0}{0}{0}{0}
+"""
 
 
 def lock(*names: str) -> str:
     """A dvc.lock of these stages, which share a dependency."""
-    stages = {name: {"cmd": f"run {name}", "deps": [{"path": "data", "md5": "d" * 8}],
-                     "outs": [{"path": name, "md5": name * 8}]} for name in names}  # fmt: skip
-    return "schema: '2.0'\nstages:\n" + "".join(
-        f"  {name}:\n    cmd: {stage['cmd']}\n"
-        + "".join(
-            f"    {kind}:\n    - path: {entry['path']}\n      hash: md5\n      md5: {entry['md5']}\n"
-            for kind in ("deps", "outs")
-            for entry in stage[kind]
-        )
-        for name, stage in stages.items()
-    )
+    return "schema: '2.0'\nstages:\n" + "".join(map(LOCKED.format, names))
+
+
+def repository(folder: Path, contents: dict[str, str | bytes]) -> Path:
+    """A git repository with the attributes of ours and these files, committed."""
+    folder.mkdir()
+    (folder / ".gitattributes").write_bytes((ROOT / ".gitattributes").read_bytes())
+    for name, content in contents.items():
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    commit(folder, "start")
+    return folder
 
 
 def test_two_branches_that_each_add_a_run_lose_no_record_and_leave_a_lock_that_dvc_can_read(tmp_path: Path) -> None:
-    folder = tmp_path / "repository"
-    folder.mkdir()
-    (folder / ".gitattributes").write_bytes((ROOT / ".gitattributes").read_bytes())
-    (folder / "dvc.lock").write_text(lock("a"))
-    git(folder, "init", "--quiet", "--initial-branch", "main")
-    git(folder, "add", ".")
-    git(folder, "commit", "--quiet", "-m", "start")
+    folder = repository(tmp_path / "repository", {"dvc.lock": lock("a")})
     for name in ("b", "c"):
         git(folder, "checkout", "--quiet", "-b", name, "main")
         files.write_json(folder / f"results/digits/records/{name}/0/clean.json", {"model": name})
         (folder / "dvc.lock").write_text(lock("a", name))
-        git(folder, "add", ".")
-        git(folder, "commit", "--quiet", "-m", name)
+        commit(folder, name)
     merged = git(folder, "merge", "b", check=False)
     assert merged.returncode == 1 and "Merge conflict in dvc.lock" in merged.stdout
     assert read_yaml(folder / "dvc.lock")["stages"].keys() == {"a", "c"}, "ours, whole: not two stages mixed into one"
@@ -306,15 +293,8 @@ def test_two_branches_that_each_add_a_run_lose_no_record_and_leave_a_lock_that_d
 
 
 def test_a_checkout_with_autocrlf_has_the_bytes_that_dvc_hashed(tmp_path: Path) -> None:
-    folder = tmp_path / "repository"
-    folder.mkdir()
-    (folder / ".gitattributes").write_bytes((ROOT / ".gitattributes").read_bytes())
     contents = {"train.py": b"a = 1\nb = 2\n", "table.md": b"| a |\n", "weights.pt": b"PK\r\n\x00\n"}
-    for name, content in contents.items():
-        (folder / name).write_bytes(content)
-    git(folder, "init", "--quiet")
-    git(folder, "add", ".")
-    git(folder, "commit", "--quiet", "-m", "start")
+    repository(tmp_path / "repository", contents)
     git(tmp_path, "-c", "core.autocrlf=true", "clone", "--quiet", "repository", "clone")
     assert {name: (tmp_path / "clone" / name).read_bytes() for name in contents} == contents
 
@@ -332,21 +312,8 @@ def test_no_other_reader_of_yaml_is_used() -> None:
 # 10. Names, and what goes wrong quietly
 
 
-@pytest.mark.parametrize("name", ["../x", "digits/../../x", "/tmp/x"])
-def test_a_profile_that_leaves_its_folder_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match="profile: unknown profile"):
-        load_params(ROOT, name)
-
-
-def test_a_negative_milestone_is_refused() -> None:
-    raw, profile = read_yaml(ROOT / "params.yaml"), read_profile(ROOT, "digits")
-    profile["training"]["defaults"]["milestones"] = [4, -1]
-    with pytest.raises(UserError, match=r"milestones\[1\]: expected greater than or equal to 0, got -1"):
-        parse_params(raw, lambda name: profile)
-
-
 def test_images_of_whole_numbers_are_refused_by_the_api() -> None:
-    save_model(Path("best.pt"), new_model(SMALL, 0))
+    save_model(Path("best.pt"), new_model(TINY, 0))
     model = ebjdat.load("best.pt")
     with pytest.raises(UserError, match=r"in \[0, 1\], got torch.uint8: divide by 255 first"):
         model(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
@@ -373,8 +340,8 @@ def test_the_time_left_of_a_resumed_training_counts_no_old_work(
             seen.append(self)
 
     monkeypatch.setattr(loop, "Progress", Seen)
-    stopped_at(trainer(tiny_data(), "pgd_at", tmp_path), 6)
-    trainer(tiny_data(), "pgd_at", tmp_path).run()
+    stopped_at(short_run("pgd_at", tmp_path), 6)
+    short_run("pgd_at", tmp_path).run()
     assert [(one.skipped, one.done, one.total) for one in seen] == [(0, 6, 12), (6, 12, 12)]
 
 
@@ -390,7 +357,7 @@ def test_a_model_for_which_no_data_was_prepared_is_told_the_stage_that_makes_the
 
 
 def test_a_wide_residual_network_in_double_precision_answers_in_double_precision() -> None:
-    model, x = new_model(SMALL, 0).eval(), torch.rand(4, 1, 8, 8)
+    model, x = new_model(TINY, 0).eval(), torch.rand(4, 1, 8, 8)
     single = model(x)
     double = model.double()(x.double())
     assert (single.dtype, double.dtype) == (torch.float32, torch.float64)

@@ -18,7 +18,7 @@ from stages.repro import Times, expected, makespan, paths, plan
 from tests import stub_pipeline, tiny
 from tests.stage_deps import ROOT
 from tests.stub_pipeline import events, python, ran, stale
-from tests.synthetic import clean_environment, write_records
+from tests.synthetic import write_records
 
 KEPT = ("prepare", "train-baseline", "clean-baseline")
 TRAIN = [f"train-baseline@{name}-0" for name in ("pgd_at", "trades", "undefended")]
@@ -171,7 +171,7 @@ def test_a_study_runs_only_models_whose_records_are_missing_or_of_another_questi
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params = tiny.write_params(tmp_path, baselines=["pgd_at"], sources=["undefended"])
-    clean_environment(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
     setup = resolve(params, params.runs()[0])
     path, ours = setup.run.record("clean"), f"{setup.run.model}-{setup.run.seed}"
     assert study.missing(["clean"]) == [f"clean@{ours}", "clean@pgd_at-0", "clean@undefended-0"]

@@ -19,7 +19,8 @@ from ebjdat.config import Params, load_params
 from ebjdat.errors import UserError
 from ebjdat.results import claims, frame, tables
 from stages import compare
-from tests.synthetic import ROOT
+from tests import ROOT
+from tests.stub_pipeline import commit
 
 
 @pytest.fixture(autouse=True)
@@ -79,14 +80,8 @@ def test_a_table_that_is_edited_missing_or_of_no_record_is_noticed() -> None:
 
 
 def test_records_are_compared_with_those_of_a_commit(capsys: pytest.CaptureFixture[str]) -> None:
-    def git(*arguments: str) -> None:
-        subprocess.run(
-            ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], check=True, capture_output=True
-        )
-
-    git("init", "--quiet")
-    git("add", "results/cifar10-smoke")
-    git("commit", "--quiet", "--message", "records")
+    (here := Path.cwd()).joinpath(".gitignore").write_text("/*\n!/results\n/results/*\n!/results/cifar10-smoke\n")
+    commit(here, "records")
     compare.main(["HEAD", "--profile", "cifar10-smoke"])
     assert "4 of 4 records are equal, 0 are only here, 0 only there" in capsys.readouterr().out
     path = Path("results/cifar10-smoke/records/ebjdat-jempp/0/clean.json")
@@ -99,7 +94,7 @@ def test_records_are_compared_with_those_of_a_commit(capsys: pytest.CaptureFixtu
     total = re.search(r"(\d+) of (\d+) accuracies lie inside", said)
     assert total and int(total[2]) - int(total[1]) == 1 and "3 of 4 records are equal" in said
     path.write_text("<<<<<<< ours")
-    git("commit", "--all", "--quiet", "--message", "a merge gone wrong")
+    commit(here, "a merge gone wrong")
     with pytest.raises(UserError, match=r"HEAD:results/.*/clean.json is not readable JSON"):
         compare.main(["HEAD", "--profile", "cifar10-smoke"])
     with pytest.raises(UserError, match="HEAD has no records of profile digits"):

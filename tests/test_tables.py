@@ -17,22 +17,18 @@ from ebjdat import files, tracking
 from ebjdat.config import Params
 from ebjdat.errors import UserError
 from ebjdat.protocols import PROTOCOLS, RELEASED, STANDARD
-from ebjdat.record import Record
+from ebjdat.record import Record, run_of
 from ebjdat.results import cells, extended, findings, frame, names, paper, statistics, tables
 from ebjdat.results.cells import Table
 from ebjdat.results.frame import Results
 from ebjdat.results.published import in_table
 from ebjdat.statistics import wilson
-from tests.synthetic import clean_environment, params_of_repository, setup_of, use_empty_store, write_records
+from tests.synthetic import PARAMS, params_of_repository, setup_of, use_empty_store, write_records
 
-PARAMS = params_of_repository()
+pytestmark = pytest.mark.usefixtures("workspace")
 OURS, PLAIN, CONTROL = "ebjdat-jempp", "base-jempp", "control-jempp"
+NAME = "EB-JDAT-JEM++ (code form)"
 MODELS = {OURS: 0.5, PLAIN: 0.55, "pgd_at": 0.6, "trades": 0.65}
-
-
-@pytest.fixture(autouse=True)
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return clean_environment(monkeypatch, tmp_path)
 
 
 @functools.cache
@@ -72,11 +68,7 @@ def texts(table: Table) -> dict[str, dict[str, str]]:
 
 def write_all(known: Iterable[Record]) -> None:
     for record in known:
-        files.write_json(
-            Path("results", record["profile"], "records", record["model"], str(record["seed"]))
-            / f"{record['stage']}.json",
-            record,
-        )
+        files.write_json(run_of(record).record(record["stage"]), record)
 
 
 # The frame
@@ -95,9 +87,8 @@ def test_the_frame_from_mlflow_equals_the_frame_from_record_files() -> None:
 
 def test_a_number_comes_from_mlflow_where_the_store_has_the_record() -> None:
     known = records()
-    found = pd.DataFrame(
-        [{"tags.record.clean": tracking.digest_of(pick(known, "clean")), "metrics.clean/standard/clean": 0.25}]
-    )
+    digest = tracking.digest_of(pick(known, "clean"))
+    found = pd.DataFrame([{"tags.record.clean": digest, "metrics.clean/standard/clean": 0.25}])
     with pytest.warns(UserWarning, match="lacks 25 of 26 records"):
         frame_ = frame.frame_from_store(found, known)
     assert frame_.loc[(OURS, 0), "clean/standard/clean"] == 0.25
@@ -116,7 +107,7 @@ def test_without_a_store_the_record_files_serve_with_one_warning(
         frame.load(PARAMS)
 
 
-@pytest.mark.parametrize("change", ["parameters", "revision", "variant", "weights"])
+@pytest.mark.parametrize("change", ["parameters", "revision", "weights"])
 def test_an_outdated_record_is_left_out_and_counted_and_never_shown(change: str) -> None:
     known = records()
     if change == "revision":
@@ -125,16 +116,17 @@ def test_an_outdated_record_is_left_out_and_counted_and_never_shown(change: str)
         pick(known, "sweep")["params"]["evaluation"]["sweep"]["images"] = 10
     if change == "weights":
         pick(known, "sweep")["weights"] = "0" * 64
-    if change == "variant":
-        gone = made(OURS)[:1]
-        gone[0]["model"] = "ebjdat-gone"
-        assert len(of(gone).outdated) == 1
-        return
     results = of(known)
     assert list(results.outdated) == [(OURS, 0, "sweep")]
-    row = texts(extended.table3(results, STANDARD))["EB-JDAT-JEM++ (code form)"]
+    row = texts(extended.table3(results, STANDARD))[NAME]
     assert {text for head, text in row.items() if head.startswith("APGD")} == {"outdated"}
     assert row["EOT-PGD: distortion bound: 16/255"].endswith("]"), "its other stages stay"
+
+
+def test_a_record_of_a_variant_that_is_gone_is_outdated() -> None:
+    gone = made(OURS)[:1]
+    gone[0]["model"] = "ebjdat-gone"
+    assert len(of(gone).outdated) == 1
 
 
 def test_of_a_record_older_than_a_protocol_the_cells_of_the_other_one_stay() -> None:
@@ -169,7 +161,7 @@ def test_a_cell_is_the_accuracy_of_the_record_with_its_interval() -> None:
     known = records()
     correct = pick(known, "autoattack")["rates"]["standard/apgd-ce"]["correct"]
     low, high = wilson(correct, 80)
-    cell = texts(extended.table1(of(known), STANDARD))["EB-JDAT-JEM++ (code form)"]["APGD-CE"]
+    cell = texts(extended.table1(of(known), STANDARD))[NAME]["APGD-CE"]
     assert cell == f"{100 * correct / 80:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
@@ -239,12 +231,8 @@ def test_cells_of_unequal_n_are_told() -> None:
 
 
 def test_seeds_are_listed_in_words() -> None:
-    assert [cells.seeds_text(seeds) for seeds in ([], [3], [0, 1, 2], [0, 2])] == [
-        "no seed yet",
-        "seed 3",
-        "seeds 0 to 2",
-        "seeds 0, 2",
-    ]
+    said = ["no seed yet", "seed 3", "seeds 0 to 2", "seeds 0, 2"]
+    assert [cells.seeds_text(seeds) for seeds in ([], [3], [0, 1, 2], [0, 2])] == said
 
 
 # The paper's form
@@ -257,11 +245,8 @@ def test_the_papers_layout_is_kept() -> None:
     assert heads["table2"] == ["PGD", "MI-FGSM", "VMI-FGSM", "VNI-FGSM"]
     radii = ["16/255", "32/255", "64/255", "128/255"]
     assert heads["table3"] == [*radii, "1", "10", "20", "50", *radii]
-    assert list(dict.fromkeys(group for group, _ in found["table3"][0].body.columns)) == [
-        "APGD-CE: distortion bound",
-        "APGD-CE: iterations",
-        "EOT-PGD: distortion bound",
-    ]
+    groups = ["APGD-CE: distortion bound", "APGD-CE: iterations", "EOT-PGD: distortion bound"]
+    assert list(dict.fromkeys(group for group, _ in found["table3"][0].body.columns)) == groups
     assert heads["section3"] == ["Robustness", "Accuracy", "Fréchet distance"]
     assert list(found["table1"][0].body.index) == ["Ours"]
     assert list(found["table2"][1].body.index) == ["TRADES", "Ours"]
@@ -319,14 +304,11 @@ def test_further_attacks_stand_to_the_right_of_the_papers() -> None:
     first = [head for _, head in extended.table1(results, STANDARD).body.columns]
     assert first[:4] == ["APGD-CE", "APGD-DLR", "FAB", "SQUARE"]
     assert first[4:] == ["APGD-T", "union", "AutoAttack", "clean"]
-    assert [head for _, head in extended.table1(results, RELEASED).body.columns][4:] == [
-        "union without FAB",
-        "union with FAB",
-        "clean",
-    ]
+    released = [head for _, head in extended.table1(results, RELEASED).body.columns]
+    assert released[4:] == ["union without FAB", "union with FAB", "clean"]
     second = extended.table2(results, RELEASED).body
     assert [head for _, head in second.columns][4:] == ["PGD-AT", "Undefended", "all of them"]
-    assert list(second.index)[:3] == ["TRADES", "EB-JDAT-JEM++ (code form)", "PGD-AT"]
+    assert list(second.index)[:3] == ["TRADES", NAME, "PGD-AT"]
     third = [group for group, _ in extended.table3(results, STANDARD).body.columns]
     assert third[12::4] == ["APGD-CE, 100 iterations", "EOT-PGD, noise, 2 samples", "EOT-PGD, noise, 20 samples"]
     assert len(extended.table3(results, RELEASED).body.columns) == 12
@@ -334,7 +316,7 @@ def test_further_attacks_stand_to_the_right_of_the_papers() -> None:
 
 def test_radius_and_iterations_of_a_heading_are_those_of_its_cell() -> None:
     known = records()
-    row = texts(extended.table3(of(known), STANDARD))["EB-JDAT-JEM++ (code form)"]
+    row = texts(extended.table3(of(known), STANDARD))[NAME]
     for head, stage, key in (
         ("APGD-CE: distortion bound: 64/255", "sweep", "standard/apgd-ce/radius-2/steps-20"),
         ("APGD-CE: iterations: 10", "sweep", "standard/apgd-ce/radius-1/steps-10"),
@@ -352,7 +334,7 @@ def test_a_cell_of_table_2_says_where_the_surrogate_is_the_model_itself() -> Non
 
 
 def test_both_checkpoints_stand_side_by_side() -> None:
-    row = texts(extended.checkpoints(of()))["EB-JDAT-JEM++ (code form)"]
+    row = texts(extended.checkpoints(of()))[NAME]
     assert float(row["PGD-20: best"].split()[0]) > float(row["PGD-20: last"].split()[0])
     assert row["APGD-CE + APGD-T: last"].endswith("]")
 
@@ -369,22 +351,19 @@ def test_the_masking_page_shows_verdict_numbers_and_rule_and_the_harness_once() 
     assert rows["EB-JDAT-JEM++ (code form): self-test"]["numbers"] == "steps 20: 100.0 %; steps 100: 50.0 %"
     audits["standard/self-test"]["verdict"] = "failed"
     rows = texts(extended.masking(of(known)))
-    assert rows["EB-JDAT-JEM++ (code form): standard/self-test"]["verdict"] == "FAIL", (
-        "a failure hides behind no other protocol"
-    )
+    failed = rows["EB-JDAT-JEM++ (code form): standard/self-test"]
+    assert failed["verdict"] == "FAIL", "a failure hides behind no other protocol"
     pick(known, "masking")["revisions"]["masking"] = 0
-    assert texts(extended.masking(of(known)))["EB-JDAT-JEM++ (code form)"]["verdict"] == "outdated"
+    assert texts(extended.masking(of(known)))[NAME]["verdict"] == "outdated"
 
 
 def test_the_trade_off_of_each_protocol_shows_the_distance_of_that_protocol() -> None:
     known = records()
-    pick(known, "generate")["values"] |= {
-        "generation/classifier-frechet": 1.25,
-        "generation/released-classifier-frechet": 2.5,
-    }
+    distances = {"generation/classifier-frechet": 1.25, "generation/released-classifier-frechet": 2.5}
+    pick(known, "generate")["values"] |= distances
     column = "generation: Fréchet distance"
     rows = [texts(extended.tradeoff(of(known), protocol)) for protocol in PROTOCOLS.values()]
-    assert [row["EB-JDAT-JEM++ (code form)"][column] for row in rows] == ["1.25", "2.50"]
+    assert [row[NAME][column] for row in rows] == ["1.25", "2.50"]
     assert rows[0]["PGD-AT"][column] == "", "a baseline does not generate"
 
 
@@ -393,10 +372,10 @@ def test_a_study_has_a_row_for_each_of_its_models_with_records_and_says_what_dif
     known = records(seeds=(0, 1)) + made(CONTROL) + made("ebjdat-jempp_energy")
     (forms,) = extended.studies(of(known))
     rows = texts(forms)
-    assert list(rows) == ["JEM++", "Control-JEM++", "EB-JDAT-JEM++ (code form)", "EB-JDAT-JEM++ (equations)"]
+    assert list(rows) == ["JEM++", "Control-JEM++", NAME, "EB-JDAT-JEM++ (equations)"]
     assert [row["w1, w2, w3"] for row in rows.values()] == ["1, 0, 0", "1, 0, 1", "1, 0.1, 1", "1, 1, 1"]
     assert {row["epochs"] for row in rows.values()} == {"10"}
-    ours = rows["EB-JDAT-JEM++ (code form)"]
+    ours = rows[NAME]
     assert re.fullmatch(r"\d\d\.\d ±\d\.\d \(2\)", ours["APGD-T"]) and "n = 80; seeds 0, 1" in forms.caption
 
 
@@ -450,7 +429,7 @@ def test_the_settings_of_a_cell_are_those_of_its_protocol() -> None:
 
 def test_a_table_says_how_each_model_was_trained() -> None:
     rows = texts(extended.trained(of()))
-    assert rows["EB-JDAT-JEM++ (code form)"]["energy term"] == "cross_entropy, w2 = 0.1"
+    assert rows[NAME]["energy term"] == "cross_entropy, w2 = 0.1"
     assert rows["JEM++"]["training radius"] == "none" and rows["TRADES"]["training radius"] == "32/255"
 
 
@@ -466,7 +445,7 @@ def test_every_model_has_a_name_of_its_own() -> None:
 def row_of(known: Iterable[Record], question: str) -> str:
     """The answer for EB-JDAT-JEM++; empty where nobody asks."""
     found = texts(findings.table(of(known)))
-    return next((row["EB-JDAT-JEM++ (code form)"] for name, row in found.items() if name == question), "")
+    return next((row[NAME] for name, row in found.items() if name == question), "")
 
 
 @pytest.mark.parametrize(

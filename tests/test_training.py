@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ebjdat.config import Variant
 from ebjdat.model.energy import EnergyModel
-from ebjdat.model.store import Architecture, model_digest, new_model
+from ebjdat.model.store import model_digest, new_model
 from ebjdat.model.wideresnet import statistics
 from ebjdat.seeds import derive
 from ebjdat.training import selection
@@ -24,19 +24,15 @@ from ebjdat.training.replay_buffer import ReplayBuffer
 from ebjdat.training.samplers import UniformStart, chain, generate
 from ebjdat.training.selection import estimate_statistics
 from ebjdat.training.streams import Streams
-from tests.small_runs import PARAMS, small
-from tests.synthetic import setup_of
+from tests.small_models import generator
+from tests.small_runs import TINY, small
+from tests.synthetic import PARAMS, setup_of
 
-TINY = Architecture(depth=10, width=1, channels=1, classes=10, norm="batch")
 EPS = 32 / 255
 
 
 def variant(name: str = "jempp", **changes: object) -> Variant:
     return PARAMS.variants[name].model_copy(update=changes)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 class Quadratic(nn.Module):

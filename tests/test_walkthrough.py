@@ -8,9 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "changing.md").read_text(encoding="utf-8")
 EDIT = re.compile(r"<!-- edit: (\S+) -->\n```diff\n(.*?)```", re.DOTALL)
 CHECK = """
@@ -47,9 +46,7 @@ def apply(folder: Path, path: str, diff: str) -> None:
     target.write_text(text.replace(old, new, 1), encoding="utf-8")
 
 
-def test_the_variant_of_the_page_is_added_trained_and_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
+def test_the_variant_of_the_page_is_added_trained_and_sampled(tmp_path: Path) -> None:
     for folder in ("ebjdat", "stages", "tests", "params", "benchmarks"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "params.yaml", tmp_path)

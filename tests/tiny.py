@@ -12,7 +12,8 @@ from ebjdat.config import Params, load_params
 from ebjdat.data.digits import load_digits
 from ebjdat.data.prepared import save_prepared
 from ebjdat.training.run import train as train_run
-from tests.synthetic import ROOT, setup_of
+from tests import ROOT
+from tests.synthetic import setup_of
 
 IMAGES = {"clean": 64, "autoattack": 8, "transfer": 16, "sweep": 16, "eot": 16}
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ebjdat import files
 from ebjdat.errors import UserError
 from ebjdat.evaluation import external
-from tests.small_models import SmallNet, digits, held_out, trained
+from tests.small_models import SmallNet, fit, held_out, trained
 
 PAGE = Path(__file__).parents[1] / "docs" / "your-model.md"
 BEGIN, END = "<!-- zoo -->", "<!-- /zoo -->"
@@ -77,16 +77,9 @@ class WithHistory(SmallNet):
 @lru_cache
 def fitted(name: str, shift: float = 0.0, scale: float = 1.0) -> dict[str, Tensor]:
     """Weights of a network of :data:`PLAIN` after a moment of training on digits, standardised by shift and scale."""
-    x, y = digits()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = PLAIN[name]()
-        optimiser = torch.optim.Adam(model.parameters(), 0.01)
-        for picked in torch.cat([torch.randperm(1400) for _ in range(4)]).split(50):
-            optimiser.zero_grad()
-            F.cross_entropy(model((x[picked] - shift) / scale), y[picked]).backward()
-            optimiser.step()
-    return model.state_dict()
+        return fit(PLAIN[name](), 4, change=lambda model, x, y: (x - shift) / scale).state_dict()
 
 
 PLAIN: dict[str, Callable[[], nn.Module]] = {
@@ -299,23 +292,23 @@ def at_the_door(name: str, folder: Path) -> tuple[bool, str]:
     return True, "; ".join(external.look(external.load(folder / "best.pt"), x, y)[1])
 
 
-def table() -> str:
-    """What becomes of every model, as Markdown; measured numbers, which another machine may change, as ``...``."""
+def table(found: dict[str, tuple[bool, str]]) -> str:
+    """What :func:`at_the_door` found, as Markdown; measured numbers, which another machine may change, as ``...``."""
     rows = ["| the model | | what is said |", "| --- | --- | --- |"]
-    for name, (about, _) in ZOO.items():
-        with tempfile.TemporaryDirectory() as folder:
-            taken, said = at_the_door(name, Path(folder))
+    for name, (taken, said) in found.items():
         said = re.sub(r"by [\d.e+-]+\d|[\d.]+(?= %)", lambda found: "by ..." if " " in found[0] else "...", said)
         fate = "taken, same flags" if name in SOUND else "taken" if taken else "refused"
-        rows.append(f"| {about} | {fate} | {said.replace('|', chr(92) + '|')} |")
+        rows.append(f"| {ZOO[name][0]} | {fate} | {said.replace('|', chr(92) + '|')} |")
     return "\n".join(rows)
 
 
 def main() -> None:
     """Fill the table of the page."""
     warnings.simplefilter("ignore")  # PyTorch's, about TorchScript and int8
+    with tempfile.TemporaryDirectory() as folder:
+        found = {name: at_the_door(name, Path(folder, name)) for name in ZOO}
     before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    files.write_text(PAGE, f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}")
+    files.write_text(PAGE, f"{before}{BEGIN}\n{table(found)}\n{END}{rest.split(END)[1]}")
 
 
 if __name__ == "__main__":

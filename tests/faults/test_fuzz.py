@@ -21,7 +21,7 @@ from ebjdat.data.prepared import load_prepared
 from ebjdat.errors import UserError
 from ebjdat.files import read_json
 from ebjdat.model.store import load_model, read_payload
-from tests.stage_deps import ROOT
+from tests import ROOT
 from tests.test_config import RAW, params_with
 
 MANY = int(os.environ.get("EBJDAT_FUZZ", "60"))

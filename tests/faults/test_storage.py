@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import functools
 import json
 import os
 import re
@@ -16,26 +17,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mlflow.store.db import utils as db_utils
 
 from ebjdat import files, tracking
-from ebjdat.data.prepared import Prepared
 from ebjdat.errors import UserError
-from ebjdat.model.store import Architecture, load_model, new_model, save_model
-from tests.small_runs import fingerprint, tiny_data, trainer
-from tests.synthetic import ROOT, clean_environment, params_of_repository, setup_of, use_empty_store, write_records
+from ebjdat.model.store import load_model, new_model, save_model
+from tests import ROOT
+from tests.small_runs import TINY, fingerprint, short_run, undisturbed
+from tests.synthetic import PARAMS, setup_of, use_empty_store, write_records
 
-SETUP = setup_of(params_of_repository())
-
-
-@pytest.fixture(scope="module")
-def data() -> Prepared:
-    return tiny_data()
-
-
-@pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / ".dvc").mkdir()
-    return clean_environment(monkeypatch, tmp_path)
+SETUP = setup_of(PARAMS)
 
 
 @contextmanager
@@ -78,10 +69,10 @@ DISKS = {"full": full_disk, "read-only": read_only}
 
 @pytest.mark.parametrize("disk", DISKS)
 def test_a_disk_full_or_read_only_at_a_checkpoint_leaves_the_earlier_one_and_training_goes_on_after_it_is_mended(
-    data: Prepared, tmp_path: Path, disk: str
+    tmp_path: Path, disk: str
 ) -> None:
-    expected = fingerprint(trainer(data, "ebjdat-jempp").run())
-    run = trainer(data, "ebjdat-jempp", tmp_path)
+    expected = undisturbed()
+    run = short_run("ebjdat-jempp", tmp_path)
     save, saves = run._save, [0]
 
     def second_fails() -> None:
@@ -98,24 +89,21 @@ def test_a_disk_full_or_read_only_at_a_checkpoint_leaves_the_earlier_one_and_tra
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
     assert [path.name for path in sorted(tmp_path.glob("step-*"))] == ["step-0000-000001-00000000"]
     assert not list(tmp_path.glob(".step*"))
-    assert fingerprint(trainer(data, "ebjdat-jempp", tmp_path).run()) == expected
+    assert fingerprint(short_run("ebjdat-jempp", tmp_path).run()) == expected
 
 
 BIG = np.random.default_rng(0).random((100, 100))
-NOISE = np.random.default_rng(1).integers(0, 256, (300, 300), np.uint8)
+NOISE = np.random.default_rng(1).integers(0, 256, (400, 400), np.uint8)
 
 
 def a_model(path: Path) -> None:
-    architecture = Architecture(depth=10, width=1, channels=1, classes=10, norm="batch")
-    save_model(path, new_model(architecture, 0))
+    save_model(path, new_model(TINY, 0))
 
 
 WRITERS: dict[str, Callable[[Path], object]] = {
     "metrics": lambda path: files.write_json(path, BIG.tolist()),
     "samples": lambda path: files.write_npz(path, {"images": BIG}, compress=False),
-    "pictures": lambda path: files.write_png(
-        path, (255 * np.random.default_rng(1).random((400, 400))).astype(np.uint8)
-    ),
+    "pictures": lambda path: files.write_png(path, NOISE),
     "history": lambda path: files.write_text(path, "row\n" * 20_000),
     "model": a_model,
 }
@@ -199,9 +187,12 @@ def test_a_store_locked_unreachable_newer_or_full_costs_one_warning_and_what_is_
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fault: str
 ) -> None:
     use_empty_store()
-    connect = sqlite3.connect
+    connect, sql = sqlite3.connect, db_utils.sql.text
     with STORES[fault](workspace / "mlflow.db"), monkeypatch.context() as hasty:
         hasty.setattr(tracking.sqlite3, "connect", lambda path, timeout: connect(path, timeout=0.2))
+        hasty.setattr(
+            db_utils.sql, "text", lambda text: sql(text.replace("busy_timeout = 20000", "busy_timeout = 200"))
+        )
         train()
     (told,) = capsys.readouterr().err.splitlines()
     assert told.startswith("warning: curves of digits/ebjdat-jempp/0 not logged: the MLflow store")
@@ -225,11 +216,11 @@ def test_a_strict_switch_makes_a_broken_store_fatal(workspace: Path, monkeypatch
 SOURCES = sorted(path for name in ("ebjdat", "stages", "benchmarks", "tests") for path in (ROOT / name).rglob("*.py"))
 
 
-def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
-    """Dotted names of what a file calls."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call):
-            yield ast.unparse(node.func), node
+@functools.cache
+def calls(path: Path) -> list[tuple[str, ast.Call]]:
+    """What a file calls, by dotted names."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return [(ast.unparse(node.func), node) for node in nodes if isinstance(node, ast.Call)]
 
 
 def test_nothing_runs_a_shell_string() -> None:
