@@ -311,6 +311,9 @@ class Params(Section):
     device: Literal["auto", "cpu", "cuda"]
     devices: Annotated[int | str, BeforeValidator(_devices)]
     """Processes that train one model, one per device; auto: 1. No part of the result."""
+    deterministic: Flag = False
+    """On CUDA: kernels that give the same bits each time, some of them slower. No part of the result; a CPU does so
+    anyway."""
     variants: dict[str, Variant]
     current: Profile
     """Not in the file: the profile that ``profile`` names."""
@@ -385,7 +388,7 @@ class Setup:
         recipe: the JEM recipe as the method uses it, of an imported checkpoint that of the plain variant; None for a
             model that does not generate.
         surrogates: models whose adversarial images its transfer stage meets, with a digest of how they trained.
-        device, devices: where it computes; no part of the result.
+        device, devices, deterministic: where and by which kernels it computes; no part of the result.
         helper: the network that is trained before this one, for its masks; None where it needs none.
     """
 
@@ -398,6 +401,7 @@ class Setup:
     surrogates: Mapping[str, str]
     device: str
     devices: str | int
+    deterministic: bool = False
     variant: str | None = None
     """Of an imported checkpoint; the name of any other model says it."""
     helper: Setup | None = None
@@ -490,6 +494,7 @@ def resolve(params: Params, run: Run, variant: str | None = None, surrogates: Ma
         surrogates=surrogates,
         device=params.device,
         devices=params.devices,
+        deterministic=params.deterministic,
         variant=variant if run.is_external else None,
         helper=resolve(params, replace(run, model=HELPER), surrogates={}) if masked else None,
     )

@@ -106,7 +106,7 @@ def begin(stage: str, setup: Setup) -> Task:
         external.fingerprint_of(setup.run.model_dir)  # whether it was taken in
     section = getattr(setup.evaluation, {"craft": "transfer", "generate": "generation"}.get(stage, stage))
     images = getattr(section, "images", None)
-    device = choose_device(setup.device)
+    device = choose_device(setup.device, setup.deterministic)
     data = load_prepared(setup.run.data_dir)
     if not setup.run.is_external:
         description.check(description.read(setup.run.model_dir), setup, data)

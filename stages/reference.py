@@ -15,7 +15,7 @@ def main() -> None:
 
     params = load_params()
     folder, data = reference_dir(params.profile), load_prepared(params.runs()[0].data_dir)
-    device = choose_device(params.device)
+    device = choose_device(params.device, params.deterministic)
     fix_threads(device)
     manifest = build_reference(folder, data, params.current.evaluation.generation, device)
     right, n, floor = manifest["classifier"]["correct"], manifest["classifier"]["n"], manifest["floor"]

@@ -20,6 +20,7 @@ from ebjdat.training.loop import Trainer
 from ebjdat.training.selection import renew_statistics
 from tests.small_runs import small, tiny_data, trainer
 
+CPU = torch.device("cpu")
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "jempp": ("ebjdat-jempp", {}),
     "sadajem, SAM": ("ebjdat-sadajem", {}),
@@ -30,21 +31,21 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def new_trainer(case: str, folder: Path | None = None, key: dict[str, Any] | None = None) -> Trainer:
+def new_trainer(case: str, folder: Path | None = None, key: dict[str, Any] | None = None, **options: Any) -> Trainer:
     """A run of two epochs of three iterations; the splits do not divide evenly."""
     model, values = CASES[case]
     short = {"epochs": 2, "batch_size": 20, "px_batch_size": 20, "buffer_size": 45, "bn_images": 30, "attack_steps": 3}
-    return trainer(tiny_data(validation=21), small(model, **{**short, **values}), folder, key=key or {})
+    return trainer(tiny_data(validation=21), small(model, **{**short, **values}), folder, key=key or {}, **options)
 
 
-def one_iteration(case: str) -> dict[str, Any]:
+def one_iteration(case: str, device: torch.device = CPU) -> dict[str, Any]:
     """Weights, running statistics, buffer and terms after one iteration, and statistics estimated afresh.
 
     In float64 up to the logits, so that sums in another order differ by less than a sign's worth.
     """
     torch.set_default_dtype(torch.float64)
     try:
-        run = new_trainer(case)
+        run = new_trainer(case, device=device)
         run.state.model.double()
         run._loss = parallel.with_averaged_gradients(run.state.model, run.objective.loss)
         run._iteration(run._batch(run._order("labelled"), run._order("px")))
@@ -95,6 +96,11 @@ def train(folder: Path) -> dict[str, Any]:
     return found
 
 
+def steps(folder: Path) -> dict[str, Any]:
+    """One iteration of every case on the devices that the group has."""
+    return {case: one_iteration(case, DEVICE) for case in CASES}
+
+
 def fail(folder: Path) -> dict[str, Any]:
     """The last process ends with 7; the others, which lose it, do not end before it has."""
     if parallel.rank():
@@ -110,6 +116,6 @@ def fail(folder: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     task, place = sys.argv[1], Path(sys.argv[2])
-    with parallel.joined(torch.device("cpu")):
-        result = {"train": train, "fail": fail}[task](place)
+    with parallel.joined(torch.device(*sys.argv[3:] or ["cpu"])) as DEVICE:
+        result = {"train": train, "steps": steps, "fail": fail}[task](place)
         torch.save(result, place / f"{task}-{parallel.rank()}.pt")

@@ -126,6 +126,7 @@ def test_the_study_on_digits_trains_as_digits_do() -> None:
         ("params.yaml", "seeds", [0, 1], set()),
         ("params.yaml", "device", "cpu", set()),
         ("params.yaml", "devices", 2, set()),
+        ("params.yaml", "deterministic", True, set()),
         ("digits", "network.width", 2, ALL),
         ("digits", "data.split_seed", 5, ALL),
         ("digits", "data.folder", "/elsewhere", set()),

@@ -101,6 +101,7 @@ def _processes(devices: int | str, gpus: int = 0, **values: object) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
         patch.setattr(torch.cuda, "device_count", lambda: gpus)
+        patch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
         patch.setattr(launch, "processors", lambda: 4)
         return launch.processes(setup)
 
@@ -166,6 +167,7 @@ def test_workers_of_an_attack_take_one_gpu_each_and_none_on_a_cpu(monkeypatch: p
     places: SimpleQueue[int | None] = SimpleQueue()
     for place in (0, 1, None):
         places.put(place)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     for _ in range(3):
         slices._begin({}, places)
-    assert taken == [0, 1]
+    assert taken == [0, 1] and not torch.backends.cudnn.allow_tf32, "a new process has PyTorch's defaults"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ebjdat.attacks.autoattack import Job, Outcome, device_of, package_version, run_job
 from ebjdat.attacks.outcomes import NOTHING, Found, Outcomes, slice_hash
+from ebjdat.device import set_kernels
 from ebjdat.progress import Progress
 
 Loaders = Mapping[str, Callable[[], nn.Module]]
@@ -99,7 +100,8 @@ def _run(jobs: Sequence[Job], load: Loaders, images: Images, workers: int) -> It
     on_gpus = images[jobs[0]][0].device.type == "cuda"
     for place in range(min(workers, len(jobs))):
         places.put(place if on_gpus else None)
-    pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), context, _begin, (load, places))
+    exact = torch.are_deterministic_algorithms_enabled()
+    pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(jobs)), context, _begin, (load, places, exact))
     try:
         # Tensors would travel through shared memory, which containers keep small.
         arrays = {job: (images[job][0].cpu().numpy(), images[job][1].cpu().numpy()) for job in jobs}
@@ -125,12 +127,13 @@ _worker_load: dict[str, Callable[[], nn.Module]] = {}
 _worker_models: dict[str, nn.Module] = {}
 
 
-def _begin(load: Loaders, places: Any) -> None:
+def _begin(load: Loaders, places: Any, deterministic: bool = False) -> None:
     """Once per worker process; ``places`` gives each a GPU of its own, or None on a CPU."""
     place = places.get()
     if place is not None:
         torch.cuda.set_device(place)  # where `cuda` without a number puts the model
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    set_kernels(deterministic)
     torch.set_num_threads(1)
     _worker_load.update(load)
 

@@ -64,11 +64,10 @@ class BatchNorm(nn.BatchNorm2d):
     def update_running(self, centre: Tensor, variance: Tensor) -> None:
         """Take the mean and the unbiased variance (C,) of a batch into the running statistics."""
         assert self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None
+        assert self.num_batches_tracked is not None and self.momentum is not None
         self.num_batches_tracked.add_(1)
-        weight = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(centre, weight)
-        self.running_var.lerp_(variance, weight)
+        self.running_mean.lerp_(centre, self.momentum)
+        self.running_var.lerp_(variance, self.momentum)
 
 
 @contextmanager

@@ -82,8 +82,8 @@ class Trainer:
         self.setup, self.training, self.recipe = setup, setup.training, setup.recipe
         self.device, self.checkpoints, self.report, self.note = device, checkpoints, report, note
         self.objective, self.supervisor = objective_of(setup, helper), supervisor or Supervisor()
-        # Training meets the same few shapes again and again; no effect on a CPU.
-        torch.backends.cudnn.benchmark = True
+        # Training meets the same few shapes again and again, but a trial may choose another kernel the next time.
+        torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
         self.x, self.y = _on(data.x_train, device), data.y_train.to(device)
         self.x_val, self.y_val = _on(data.x_val, device), data.y_val.to(device)
         self.steps_per_epoch = max(1, len(self.x) // self.training.batch_size)
@@ -271,7 +271,7 @@ class Trainer:
     def _too_large(self, reason: str) -> UserError:
         """What to do when memory runs out; the start of the epoch is saved, for the iteration is half done."""
         written = ""
-        if self.checkpoints is not None:
+        if self.checkpoints is not None and not parallel.rank():
             self.checkpoints.save(self.good, self.good, self.state.best)
             written = "a checkpoint of the epoch's start is written. "
         return UserError(

@@ -60,11 +60,12 @@ def joined(device: torch.device) -> Iterator[torch.device]:
     try:
         yield device
     except (DivergenceError, Interrupted) as end:
+        dist.destroy_process_group()
         if rank() == 0:
             raise
         sys.exit(end.code if isinstance(end, Interrupted) else end.exit_code)
-    finally:
-        dist.destroy_process_group()
+    # After any other error the others may wait for this process for ever, and NCCL with them: torchrun ends them.
+    dist.destroy_process_group()
 
 
 def _end_with_parent(parent: int) -> None:

@@ -40,7 +40,7 @@ def train(setup: Setup, report: Report = lambda row: None, note: Report = lambda
     """
     assert setup.training is not None
     with ExitStack() as stack:
-        device = stack.enter_context(parallel.joined(choose_device(setup.device)))
+        device = stack.enter_context(parallel.joined(choose_device(setup.device, setup.deterministic)))
         if setup.training.threads is not None:
             torch.set_num_threads(setup.training.threads)
         elif parallel.world() > 1:

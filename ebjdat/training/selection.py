@@ -51,10 +51,11 @@ def estimate_statistics(model: nn.Module, images: Tensor, batch_size: int) -> No
     training, before = model.training, [(norm.momentum, norm.parts) for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # type: ignore[assignment]  # None is PyTorch's cumulative average
         norm.parts = 1
     model.train()
-    for batch in images.chunk(max(1, -(-len(images) // batch_size))):
+    for number, batch in enumerate(images.chunk(max(1, -(-len(images) // batch_size))), 1):
+        for norm in norms:
+            norm.momentum = 1 / number  # None would do the same, but ask the device for the number at each layer
         model(parallel.share(batch))
     model.train(training)
     for norm, (momentum, parts) in zip(norms, before, strict=True):

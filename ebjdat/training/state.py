@@ -248,6 +248,12 @@ class Checkpoints:
         except (UserError, KeyError, TypeError, ValueError) as error:
             raise _Damaged(f"its manifest.json is missing or damaged ({error})") from None
         differing = [name for name in sorted({*key, *self.key}) if key.get(name) != self.key.get(name)]
+        if differing == ["device"]:
+            before, now = key["device"], self.key["device"]
+            raise UserError(
+                f"{path} was made on {before}, whose random streams {now} cannot continue: set device: {before} to go "
+                f"on, or delete {self.folder} to start afresh; the weights of a finished training work on both"
+            )
         if differing:
             told = ", ".join(f"{n} ({key.get(n)!r}, now {self.key.get(n)!r})" for n in differing)
             raise UserError(

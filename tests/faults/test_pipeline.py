@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -10,15 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from ebjdat import files
 from ebjdat.config import load_params
 from ebjdat.data.digits import load_digits
 from ebjdat.data.prepared import save_prepared
-from ebjdat.model.store import model_digest
 from tests import ROOT, stub_pipeline
-from tests.small_runs import tiny_data, trainer
 from tests.stub_pipeline import commit, dvc, git, python, ran, stale
 
 KEPT = ("prepare", "recipes", "train", "clean", "sweep")
@@ -157,22 +153,3 @@ def test_git_has_the_records_and_tables_and_dvc_the_rest() -> None:
             path = re.sub(r"\$\{[^}]*\}", "x", path)
             in_git = options.get("cache") is False and not path.endswith("logged.json")
             assert ignored(path) != in_git, path
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("variant", ["jem", "jempp", "sadajem"])
-def test_two_deterministic_runs_on_a_gpu_are_byte_equal(variant: str) -> None:
-    """Where an operation has no deterministic form PyTorch says so here; docs/faults.md would list it."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    try:
-        digests = set()
-        for _ in range(2):
-            run = trainer(tiny_data(), f"ebjdat-{variant}", device=torch.device("cuda"))
-            torch.backends.cudnn.benchmark = False  # a new trainer lets kernels be chosen by trial
-            outcome = run.run()
-            assert outcome.buffer is not None
-            digests.add((model_digest(outcome.last), outcome.buffer.cpu().numpy().tobytes()))
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert len(digests) == 1

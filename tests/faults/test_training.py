@@ -232,7 +232,8 @@ def test_a_checkpoint_of_another_kind_of_device_is_refused_with_what_to_do(
     (manifest,) = resume_folder(setup).glob("step-*/manifest.json")
     saved = files.read_json(manifest)
     files.write_json(manifest, saved | {"key": saved["key"] | {"device": "cuda"}})
-    with pytest.raises(UserError, match=r"differ: device \('cuda', now 'cpu'\). Set them as they were to go on, or"):
+    told = r"was made on cuda, whose random streams cpu cannot continue: set device: cuda to go on, or delete .* afresh"
+    with pytest.raises(UserError, match=told):
         run.train(setup)
 
 
@@ -475,6 +476,13 @@ def test_a_gpu_that_cannot_be_used_costs_one_warning_with_the_reason(
     with pytest.raises(UserError, match=r"too old\); write device: cpu or auto") as error:
         choose_device("cuda")
     assert error.value.exit_code == 2
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90a", "sm_120"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 0))
+    with pytest.raises(UserError, match=r"capability 7\.0, and this PyTorch is built for 7\.5 and newer"):
+        choose_device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (12, 0))
+    assert choose_device("auto") == torch.device("cuda")
 
 
 def test_saving_takes_at_most_its_share_of_the_time_and_long_epochs_are_saved_inside(
