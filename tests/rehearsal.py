@@ -149,8 +149,9 @@ def shorten_autoattack() -> None:
 
 
 def costs() -> dict[str, list[int]]:
-    """Operations, casts among them, and waits of the host in the second iteration, by model."""
+    """Operations, casts among them, waits of the host in an iteration, and those of new statistics, by model."""
     from ebjdat.training import parallel
+    from ebjdat.training.selection import estimate_statistics
     from tests import small_runs
 
     found = {}
@@ -164,7 +165,9 @@ def costs() -> dict[str, list[int]]:
         run._iteration(run._batch(*orders))
         with pretended_cuda.counting() as counted:
             run._iteration(run._batch(*orders))
-        found[model] = [counted["operation"], counted["_to_copy"], counted["wait"]]
+        with pretended_cuda.counting() as renewed:
+            estimate_statistics(run.state.model, run.x, 15)
+        found[model] = [counted["operation"], counted["_to_copy"], counted["wait"], renewed["wait"]]
     return found
 
 

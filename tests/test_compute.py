@@ -89,6 +89,22 @@ def test_inside_input_gradients_only_no_parameter_gets_a_gradient_and_outside_al
     assert [name for name, p in model.named_parameters() if not p.requires_grad] == ["network.head.bias"]
 
 
+@pytest.mark.parametrize("which", ["batch", "running"])
+def test_weights_rounded_once_give_the_bits_of_weights_rounded_in_each_forward(which: str) -> None:
+    model = new_model(tiny(), 0).train()
+    model.dtype, before = torch.bfloat16, list(new_model(tiny(), 0).parameters())
+    kinds = []
+    model.network.blocks[0].conv1.register_forward_hook(lambda layer, *_: kinds.append(layer.weight.dtype))
+    with statistics(model, which):  # type: ignore[arg-type]
+        x = images().requires_grad_()
+        expected = torch.autograd.grad(model.energy(x).sum(), x)[0]
+        with input_gradients_only(model), input_gradients_only(model):
+            found = torch.autograd.grad(model.energy(x).sum(), x)[0]
+    assert torch.equal(found, expected) and kinds == [torch.float32, torch.bfloat16]
+    for parameter, original in zip(model.parameters(), before, strict=True):
+        assert parameter.requires_grad and parameter.dtype == torch.float32 and torch.equal(parameter, original)
+
+
 def test_a_network_that_cannot_be_compiled_runs_eagerly_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

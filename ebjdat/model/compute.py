@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -46,14 +46,24 @@ def input_gradients_only(model: nn.Module) -> Iterator[None]:
     """Inside, parameters ask for no gradient, so that a backward computes that of the input alone.
 
     Eager autograd skips unasked weight gradients anyway; it also drops what they alone would need, and a compiled
-    backward is built without them.
+    backward is built without them. In bfloat16 an eager network has its convolutions' weights rounded once, not in each
+    forward, to the same bits. May be nested.
     """
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    eager = getattr(model, "compiled", None) is None and getattr(model, "dtype", torch.float32) == torch.bfloat16
+    layers: list[dict[str, Any]] = [
+        module._parameters for module in model.modules() if isinstance(module, nn.Conv2d) and eager
+    ]
+    before = [dict(layer) for layer in layers]
     for parameter in learning:
         parameter.requires_grad_(False)
+    for layer in layers:
+        layer.update({name: None if one is None else one.to(torch.bfloat16) for name, one in layer.items()})
     try:
         yield
     finally:
+        for layer, weights in zip(layers, before, strict=True):
+            layer.update(weights)
         for parameter in learning:
             parameter.requires_grad_(True)
 

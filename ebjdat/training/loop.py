@@ -20,7 +20,7 @@ from ebjdat.config import Setup
 from ebjdat.data.prepared import Prepared as Data
 from ebjdat.device import out_of_memory
 from ebjdat.errors import Interrupted, UserError
-from ebjdat.model.compute import compile_network, compute_dtype
+from ebjdat.model.compute import compile_network, compute_dtype, input_gradients_only
 from ebjdat.model.energy import EnergyModel
 from ebjdat.model.store import Architecture, new_model
 from ebjdat.model.wideresnet import cut_batches, statistics
@@ -175,7 +175,8 @@ class Trainer:
         rate = learning_rate(self.training, self._iterations(), self.steps_per_epoch) * state.rate_cut
         for group in state.optimiser.param_groups:
             group["lr"] = rate
-        prepared = self.objective.prepare(model, batch, state.buffer, state.streams)
+        with input_gradients_only(model):
+            prepared = self.objective.prepare(model, batch, state.buffer, state.streams)
         state.optimiser.zero_grad(set_to_none=True)
         loss, terms = self._loss(prepared)
         loss.backward()
