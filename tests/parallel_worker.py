@@ -88,12 +88,16 @@ def whole_run(run: Trainer, stop_at: int = 0, nan_at: int = 0) -> dict[str, Any]
 def train(folder: Path) -> dict[str, Any]:
     """Iterations of every case; a whole run, one that is stopped and continued, one with a NaN."""
     found: dict[str, Any] = {case: one_iteration(case) for case in CASES}
-    key = {"processes": parallel.world()}
     found["never stopped"] = whole_run(new_trainer("jempp"))
-    found["stopped"] = whole_run(new_trainer("jempp", folder / "run", key), stop_at=4)
-    found["continued"] = whole_run(new_trainer("jempp", folder / "run", key))
     found["diverged"] = whole_run(new_trainer("jempp"), nan_at=2)
-    return found
+    return found | resume(folder)
+
+
+def resume(folder: Path) -> dict[str, Any]:
+    """A run that is stopped and continued."""
+    key = {"processes": parallel.world()}
+    stopped = whole_run(new_trainer("jempp", folder / "run", key), stop_at=4)
+    return {"stopped": stopped, "continued": whole_run(new_trainer("jempp", folder / "run", key))}
 
 
 def steps(folder: Path) -> dict[str, Any]:
@@ -117,5 +121,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     task, place = sys.argv[1], Path(sys.argv[2])
     with parallel.joined(torch.device(*sys.argv[3:] or ["cpu"])) as DEVICE:
-        result = {"train": train, "steps": steps, "fail": fail}[task](place)
+        result = {"train": train, "resume": resume, "steps": steps, "fail": fail}[task](place)
         torch.save(result, place / f"{task}-{parallel.rank()}.pt")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from queue import SimpleQueue
@@ -60,20 +63,45 @@ def test_two_processes_take_the_step_of_one(two: list[dict[str, Any]], case: str
 
 
 def test_all_processes_hold_the_same_model_buffer_and_history(two: list[dict[str, Any]]) -> None:
-    first, second = (run["never stopped"] for run in two)
+    assert_same(*(run["never stopped"] for run in two))
+
+
+def test_a_signal_to_one_process_stops_all_and_the_run_goes_on_to_the_byte(two: list[dict[str, Any]]) -> None:
+    assert [run["stopped"] for run in two] == [{"code": 128 + signal.SIGTERM}] * 2
+    assert_same(two[0]["never stopped"], two[0]["continued"])
+
+
+def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
     for part in ("best", "last", "buffer"):
         for name, value in flat(first[part]).items():
             assert torch.equal(value, flat(second[part])[name]), name
     assert json.dumps(first["history"]) == json.dumps(second["history"])
 
 
-def test_a_signal_to_one_process_stops_all_and_the_run_goes_on_to_the_byte(two: list[dict[str, Any]]) -> None:
-    assert [run["stopped"] for run in two] == [{"code": 128 + signal.SIGTERM}] * 2
-    whole, continued = two[0]["never stopped"], two[0]["continued"]
-    for part in ("best", "last", "buffer"):
-        for name, value in flat(whole[part]).items():
-            assert torch.equal(value, flat(continued[part])[name]), name
-    assert json.dumps(whole["history"]) == json.dumps(continued["history"])
+def test_two_nodes_train_as_two_processes_of_one_and_only_the_first_has_the_checkpoints(
+    two: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = ["--master-addr", "127.0.0.1", "--master-port", str(free.getsockname()[1])]
+    nodes = []
+    for number in range(2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        options = ["--nnodes", "2", "--node-rank", str(number), "--nproc-per-node", "1", *place]
+        worker = ["--module", "tests.parallel_worker", "resume", str(folder)]
+        command = [sys.executable, "-m", "torch.distributed.run", *options, *worker]
+        nodes.append(subprocess.Popen(command, cwd=ROOT))
+    try:
+        assert [node.wait(500) for node in nodes] == [0, 0]
+    finally:
+        for node in nodes:
+            node.kill()
+    for number in range(2):
+        found = torch.load(tmp_path / f"{number}/resume-{number}.pt", weights_only=True)
+        assert found["stopped"] == {"code": 128 + signal.SIGTERM}
+        assert_same(two[0]["never stopped"], found["continued"])
+        assert (tmp_path / f"{number}/run").exists() is (number == 0)
 
 
 def test_a_nan_in_one_process_takes_all_back(two: list[dict[str, Any]]) -> None:
@@ -132,6 +160,9 @@ def test_torchrun_started_by_hand_has_to_agree_with_the_parameter(monkeypatch: p
     assert _processes("auto", 4) == 2
     with pytest.raises(UserError, match="4 were asked for, but torchrun started 2 processes"):
         _processes(4, 4)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert _processes("auto", 4) == 8, "two nodes"
 
 
 def test_parts_of_a_batch_are_normalised_apart() -> None:

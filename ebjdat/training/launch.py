@@ -33,8 +33,9 @@ def processes(setup: Setup) -> int:
         raise UserError(f"devices: {asked} were asked for, but torchrun started {wanted} processes")
     cuda = choose_device(setup.device).type == "cuda"
     exist, kind = (torch.cuda.device_count(), "CUDA devices") if cuda else (processors(), "processors")
-    if wanted > exist:
-        raise UserError(f"devices: {wanted} were asked for, but this machine shows {exist} {kind}")
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", wanted)) if parallel.launched() else wanted
+    if here > exist:
+        raise UserError(f"devices: {here} were asked for, but this machine shows {exist} {kind}")
     training = setup.training
     assert training is not None
     sizes = {"batch_size": training.batch_size}

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ebjdat.errors import DivergenceError, Interrupted
 from ebjdat.model.wideresnet import BatchNorm
+
+Result = TypeVar("Result")
 
 
 def launched() -> bool:
@@ -140,6 +142,15 @@ def agreed(number: int | None) -> int | None:
 def decided(answer: bool) -> bool:
     """The first process's answer, such as whether a checkpoint is due by its clock."""
     return bool(agreed(int(answer and rank() == 0)))
+
+
+def told(read: Callable[[], Result]) -> Result:
+    """What the first process reads, in every process: the others need not see its files."""
+    if world() == 1:
+        return read()
+    found: list[Any] = [None if rank() else read()]
+    dist.broadcast_object_list(found, device=torch.device("cpu"))
+    return found[0]  # type: ignore[no-any-return]
 
 
 class _Sum(torch.autograd.Function):

@@ -108,6 +108,10 @@ def _copy(value: Any) -> Any:
     return value
 
 
+Read = tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]
+"""State, snapshot at the epoch's start, and best model."""
+
+
 class Checkpoints:
     """Checkpoints of one run in ``folder``; ``key`` is the flat mapping that defines the run.
 
@@ -171,29 +175,36 @@ class Checkpoints:
     def load(self, state: State) -> dict[str, Any] | None:
         """Put ``state`` where the newest whole checkpoint stands; None where there is none yet.
 
+        The first process reads it for all.
+
         Returns:
             The snapshot to which a divergence returns.
 
         Raises:
             UserError: checkpoints are there but none is whole, or they are of another run.
         """
-        self._remove(*self.folder.glob(".step-*"), *self.folder.glob(".best*"))
-        for path in reversed(self._names()):
-            try:
-                saved, good, state.best = self._read(path)
-            except _Damaged as reason:
-                print(f"warning: {path} is not used: {reason}; trying the one before", file=sys.stderr)
-                self._damaged.append(path)
-                continue
-            state.restore(saved)
-            return good
-        if self._damaged:
-            raise UserError(f"{self.folder}: no whole checkpoint is left; delete the folder to start this run afresh")
-        return None
+        found = parallel.told(self._newest)
+        if found is None:
+            return None
+        saved, good, state.best = found
+        state.restore(saved)
+        return good
 
     def clear(self) -> None:
         """Remove everything: the run is complete and its outputs are written."""
         self._remove(self.folder)
+
+    def _newest(self) -> Read | None:
+        self._remove(*self.folder.glob(".step-*"), *self.folder.glob(".best*"))
+        for path in reversed(self._names()):
+            try:
+                return self._read(path)
+            except _Damaged as reason:
+                print(f"warning: {path} is not used: {reason}; trying the one before", file=sys.stderr)
+                self._damaged.append(path)
+        if self._damaged:
+            raise UserError(f"{self.folder}: no whole checkpoint is left; delete the folder to start this run afresh")
+        return None
 
     def _remove(self, *paths: Path) -> None:
         """Files and folders; the first process's work."""
@@ -240,8 +251,7 @@ class Checkpoints:
         self._remove(*(path for path in names if path not in kept))
         self._remove(*(path for path in self.folder.glob("best-*.pt") if path.name not in needed))
 
-    def _read(self, path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]:
-        """State, snapshot at the epoch's start, and best model."""
+    def _read(self, path: Path) -> Read:
         try:
             manifest = files.read_json(path / "manifest.json")
             hashes, key, good = dict(manifest["files"]), dict(manifest["key"]), manifest.get("good")
