@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -74,7 +74,7 @@ class Pretended(torch.Tensor):
         if same and (form is None or self.is_contiguous(memory_format=form)):
             return self
         wanted = {"dtype": dtype, "memory_format": form}
-        with _to_cpu() if away else _nothing():
+        with _to_cpu() if away else nullcontext():
             place = torch.device("cpu") if away else CUDA
             given = {name: value for name, value in wanted.items() if value is not None}
             return torch.ops.aten._to_copy(self, device=place, **given)
@@ -90,11 +90,6 @@ class Pretended(torch.Tensor):
     def tolist(self) -> Any:
         _count("wait")
         return self.inner.tolist()
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 @contextmanager

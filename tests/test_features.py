@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch import Tensor
 
 from ebjdat.data.digits import load_digits
@@ -129,6 +130,20 @@ def test_the_distance_equals_a_direct_float64_computation(extractor: Extractor) 
     first, second = (extractor.features(ImageSet(part)) for part in images.split(400))
     measured = frechet_distance(Statistics.of(first), Statistics.of(second))
     assert measured == pytest.approx(direct_frechet(first, second), abs=1e-3)
+
+
+def test_the_distance_does_not_take_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch_fidelity import metric_fid
+
+    def measured(*_: Any, **__: Any) -> dict[str, float]:
+        found = {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+        return {metric_fid.KEY_METRIC_FID: float(max(found))}
+
+    monkeypatch.setattr(metric_fid, "fid_statistics_to_metric", measured)
+    monkeypatch.setattr("ebjdat.device.THREADS", 1)
+    nothing = Statistics(np.zeros(1), np.eye(1), 2)
+    with threadpool_limits(2):
+        assert frechet_distance(nothing, nothing) == 1
 
 
 def register(name: str, features: Callable[[Tensor], Tensor]) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ebjdat import device as devices
 from ebjdat.errors import AuditError, UserError
 from ebjdat.evaluation.classifier import load_classifier
 from ebjdat.evaluation.inception import find_weights
@@ -172,11 +173,16 @@ class Statistics:
 
 
 def frechet_distance(first: Statistics, second: Statistics) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), through torch-fidelity."""
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), through torch-fidelity.
+
+    NumPy's root takes as many threads as evaluations on a CPU: all cores would be no faster, and round otherwise.
+    """
+    from threadpoolctl import threadpool_limits
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
     sides = [{"mu": side.mean, "sigma": side.covariance} for side in (first, second)]
-    return float(fid_statistics_to_metric(*sides, verbose=False)[KEY_METRIC_FID])
+    with threadpool_limits(devices.THREADS):
+        return float(fid_statistics_to_metric(*sides, verbose=False)[KEY_METRIC_FID])
 
 
 def kernel_subset_size(*counts: int) -> int:
