@@ -22,7 +22,7 @@ from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-CUDA = torch.device("cuda", 0)
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 TWO_DEVICES = {"copy_", "_to_copy"}
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 LISTS = {"cat", "stack", "convolution", "addmm", "mm", "gather", "native_batch_norm", "nll_loss_forward"}
@@ -73,11 +73,9 @@ class Pretended(torch.Tensor):
         same = dtype in (None, self.dtype) and not copy and not away
         if same and (form is None or self.is_contiguous(memory_format=form)):
             return self
-        wanted = {"dtype": dtype, "memory_format": form}
+        wanted = {"dtype": dtype or self.dtype, "memory_format": form or torch.preserve_format}
         with _to_cpu() if away else nullcontext():
-            place = torch.device("cpu") if away else CUDA
-            given = {name: value for name, value in wanted.items() if value is not None}
-            return torch.ops.aten._to_copy(self, device=place, **given)
+            return torch.ops.aten._to_copy(self, device=CPU if away else CUDA, **wanted)
 
     def cpu(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         return self.to("cpu")
@@ -113,7 +111,7 @@ def _run(function: Any, args: Any, kwargs: Any) -> Any:
     name, task = function._schema.name.split("::")[1], torch._C._current_graph_task_id()
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     here = [tensor for tensor in tensors if isinstance(tensor, Pretended)]
-    generator = next((_says[leaf._cdata] for leaf in leaves if isinstance(leaf, _Generator)), None)
+    generator = next((_says.get(leaf._cdata, CPU) for leaf in leaves if isinstance(leaf, _Generator)), None)
     asked = any(isinstance(leaf, torch.device) and leaf.type == "cuda" for leaf in leaves)
     if not here and not asked:
         if generator == CUDA:
@@ -146,7 +144,7 @@ def _run(function: Any, args: Any, kwargs: Any) -> Any:
 
 def _plain(leaf: Any) -> Any:
     if isinstance(leaf, torch.device):
-        return torch.device("cpu")
+        return CPU
     return leaf.inner if isinstance(leaf, Pretended) else leaf
 
 
@@ -158,9 +156,7 @@ def _refuse(function: Any, name: str, args: Any, tensors: list[Any], here: list[
         return
     if name in INDEXING and isinstance(args[0], Pretended):  # an index may be on the CPU, values may not
         away = [value for value in args[2:3] if not isinstance(value, Pretended)]
-    if any(tensor.dim() or name in LISTS for tensor in away) or (
-        name in INDEXING and not isinstance(args[0], Pretended)
-    ):
+    if any(tensor.dim() or name in LISTS for tensor in away):
         raise RuntimeError(f"{function}: tensors on cuda:0 and on the cpu")
 
 
@@ -190,7 +186,7 @@ class Generator(_Generator):
 
     def __new__(cls, device: Any = "cpu") -> Any:
         made = _Generator.__new__(cls, "cpu")
-        made.says = _says[made._cdata] = CUDA if torch.device(device).type == "cuda" else torch.device("cpu")
+        made.says = _says[made._cdata] = CUDA if torch.device(device).type == "cuda" else CPU
         return made
 
     def __init__(self, device: Any = "cpu") -> None:

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ebjdat.model.compute import compile_network
 from ebjdat.model.store import Architecture, model_digest, new_model
 from ebjdat.training import launch
 from tests import small_runs
+from tests.rehearsal import FAULTS, STAGES, TRAININGS
 from tests.synthetic import ROOT
 
 CUDA = torch.device("cuda")
@@ -65,9 +66,14 @@ def test_an_iteration_takes_no_more_operations_than_today_and_waits_once() -> No
 
 
 @pytest.mark.rehearsal
-def test_everything_is_rehearsed_and_every_planted_fault_noticed() -> None:
-    assert rehearse().count(": ok (") >= 18
-    assert rehearse("--faults").count("noticed: ") == 10
+@pytest.mark.parametrize("names", [[f"train-{model}" for model in TRAININGS], STAGES[:3], STAGES[3:]])
+def test_every_training_and_every_stage_is_rehearsed(names: Sequence[str]) -> None:
+    assert rehearse(*names).count(": ok (") == len(names)
+
+
+@pytest.mark.rehearsal
+def test_every_planted_fault_is_noticed() -> None:
+    assert rehearse("--faults").count("noticed: ") == len(FAULTS)
 
 
 def test_the_switch_reaches_pytorch_on_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
