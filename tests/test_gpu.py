@@ -23,9 +23,8 @@ from ebjdat.errors import UserError
 from ebjdat.model.compute import compile_network
 from ebjdat.model.store import Architecture, model_digest, new_model
 from ebjdat.training import launch
-from tests import small_runs
+from tests import ROOT, small_runs
 from tests.rehearsal import FAULTS, STAGES, TRAININGS
-from tests.synthetic import ROOT
 
 CUDA = torch.device("cuda")
 QUICK = ("same-as-cpu", "other-device", "train-jem", "train-jempp", "train-sadajem", "train-dhat", "clean", "import")
