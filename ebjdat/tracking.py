@@ -474,10 +474,16 @@ def _times(run: Run, stage: str) -> tuple[dict[str, float], dict[str, str]]:
 def _client(uri: str) -> Any:
     """An MLflow client that sends no telemetry, asks git nothing and gives up after seconds.
 
-    Fails at once where MLflow would try for minutes: no database, not writable, locked for long.
+    Fails at once where MLflow would try for minutes: no database, not writable, locked for long. A new SQLite store
+    appears whole: one whose making was cut off would be refused by MLflow for ever.
     """
+    path = Path(uri.removeprefix(_SQLITE))
+    made = not uri.startswith(_SQLITE) or path.exists()
+    place = path if made else path.with_name(f"{path.name}.making")
+    if not made:
+        place.unlink(missing_ok=True)
     if uri.startswith(_SQLITE):
-        with contextlib.closing(sqlite3.connect(uri.removeprefix(_SQLITE), timeout=5)) as database:
+        with contextlib.closing(sqlite3.connect(place, timeout=5)) as database:
             database.execute("BEGIN IMMEDIATE")
             database.rollback()
     for name, value in {
@@ -494,6 +500,9 @@ def _client(uri: str) -> Any:
         from mlflow.tracking import MlflowClient
     except ImportError as error:
         raise TrackingError(f"MLflow cannot be imported ({error})") from None
+    if not made:
+        MlflowClient(tracking_uri=f"{_SQLITE}{place.as_posix()}").search_experiments(max_results=1)
+        place.replace(path)
     return MlflowClient(tracking_uri=uri)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -230,6 +232,15 @@ def test_without_mlflow_installed_training_goes_on(
     monkeypatch.setitem(sys.modules, "mlflow.tracking", None)
     train(range(1, 4))
     assert capsys.readouterr().err.count("MLflow cannot be imported") == 1
+
+
+def test_a_store_whose_making_was_cut_off_is_made_again(workspace: Path) -> None:
+    use_empty_store()
+    part = workspace / "mlflow.db.making"
+    (workspace / "mlflow.db").rename(part)
+    with contextlib.closing(sqlite3.connect(part)) as database, database:  # all tables, and no version of them yet
+        database.execute("DELETE FROM alembic_version")
+    assert Store.open("other").runs() == [] and not part.exists()
 
 
 def test_two_first_time_users_at_once_both_succeed_and_share_one_run(workspace: Path) -> None:
