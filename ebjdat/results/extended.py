@@ -187,17 +187,21 @@ def _on_images_of(results: Results, model: str, metric: str, other: str) -> str:
 
 
 def energies(results: Results) -> Table:
-    """E(x) of clean, attacked and generated images, their gaps and overlaps, for every model."""
-    columns: dict[Any, str] = {
-        ("mean E(x), nats", name): f"clean/energy/{kind}/mean" for kind, name in names.ENERGIES.items()
-    }
-    columns["d' of adversarial"] = "clean/energy/standardised-gap"
+    """E(x) of clean, attacked and generated images."""
+    columns = {name: f"clean/energy/{kind}/mean" for kind, name in names.ENERGIES.items()}
+    models = _with_numbers(results, "clean/energy/clean/mean")
+    return cells.pivot(results, "energies", "Energies: mean E(x)", models, columns, extra="Mean E(x), nats.")
+
+
+def gaps(results: Results) -> Table:
+    """How far the energies of attacked and generated images lie from those of clean ones."""
+    columns: dict[Any, str] = {"d' of adversarial": "clean/energy/standardised-gap"}
     for kind in ("adversarial", "generated", "generated-fresh"):
         columns["gap to clean", names.ENERGIES[kind]] = f"clean/energy/gap-{kind}"
     for kind in ("adversarial", "generated", "generated-fresh", "all", "all-fresh"):
         columns["overlap", names.ENERGIES.get(kind, kind.replace("-", ", "))] = f"clean/energy/overlap-{kind}"
     models = _with_numbers(results, "clean/energy/clean/mean")
-    return cells.pivot(results, "energies", "Energies of clean, adversarial and generated images", models, columns)
+    return cells.pivot(results, "gaps", "Energies: gaps and overlaps", models, columns, extra="Gaps in nats.")
 
 
 def calibration(results: Results) -> Table:

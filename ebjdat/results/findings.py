@@ -20,6 +20,8 @@ RIVALS = {
     "base": "the plain variant",
     "pgd_at": "PGD-AT",
     "matched": "PGD-AT on its network",
+    "compute": "PGD-AT of equal compute",
+    "unweighted": "itself with w2 = 0",
     "start": "its chains' start",
 }
 """What a model is compared with, and its name there; ``start`` is about samples of the same model."""

@@ -108,7 +108,7 @@ def external_models(results: Results) -> list[str]:
 
 def baselines(results: Results) -> list[str]:
     """Baselines that params.yaml names or that have numbers."""
-    wanted = {*results.params.baselines, *results.params.sources, *(model for model, _ in results.frame.index)}
+    wanted = {*results.params.baselines, *(model for model, _ in results.frame.index)}
     return [model for model in BASELINES if model in wanted]
 
 

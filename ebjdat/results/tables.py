@@ -33,7 +33,7 @@ def extended_tables(results: Results) -> dict[str, list[Table]]:
         found
         | {build.__name__: [build(results)] for build in once}
         | {
-            "energies": [extended.energies(results), extended.calibration(results)],
+            "energies": [extended.energies(results), extended.gaps(results), extended.calibration(results)],
             "findings": [findings.table(results)],
             "studies": extended.studies(results),
             "settings": [extended.settings(results), extended.trained(results)],
