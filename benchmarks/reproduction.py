@@ -194,7 +194,7 @@ def _networks(root: Path) -> Iterable[Row]:
         params = load_params(root, path.stem)
         profile, training = params.current, params.training(f"ebjdat-{params.variant}")
         network = profile.network
-        channels = 1 if profile.data.dataset == "digits" else 3
+        channels = 3 if profile.data.dataset == "cifar10" else 1
         built = WideResNet(
             Architecture(depth=network.depth, width=network.width, channels=channels, classes=10, norm="batch")
         )

@@ -106,6 +106,14 @@ def write_record(setup: Setup, stage: str, result: Result, *, data: str, params:
     return record
 
 
+def _version(package: str) -> str:
+    """Of an installed package; empty of one that is not, such as one of two names of AutoAttack."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
 def write_times(run: Run, stage: str) -> None:
     """What differs between two equal runs, for MLflow: time, host, device, memory, versions."""
     import resource
@@ -118,7 +126,7 @@ def write_times(run: Run, stage: str) -> None:
         "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
         "host": socket.gethostname(),
         "platform": f"{sys.platform}, Python {sys.version.split()[0]}",
-        "versions": {name: metadata.version(name) for name in _PACKAGES},
+        "versions": {name: _version(name) for name in _PACKAGES},
         "device": "cpu",
     }
     torch = sys.modules.get("torch")

@@ -70,15 +70,13 @@ def plan(targets: Sequence[str]) -> dict[str, set[str]]:
         except LockError as error:
             if time.monotonic() - told >= BUSY_SECONDS:
                 told = time.monotonic()
-                print(
-                    "waiting:", " ".join(str(error).partition("If there are")[0].split()), file=sys.stderr, flush=True
-                )
+                print("waiting:", " ".join(str(error).split()), file=sys.stderr, flush=True)
             time.sleep(1.0)
         except DvcException as error:
             raise UserError(f"DVC cannot say what is stale: {error}") from None
     chosen = set() if targets else set(graph)
     for target in targets:
-        named = {name for name in graph if target in (name, kind(name), f"{kind(name)}@{name.partition('@')[2]}")}
+        named = {name for name in graph if target in (name, kind(name), _short(name))}
         if not named:
             raise UserError(f"{target} is no stage; known: {', '.join(sorted({kind(name) for name in graph}))}")
         chosen |= named.union(*(nx.descendants(graph, name) for name in named))
@@ -119,13 +117,18 @@ class Times:
         """Expected seconds: the last time here, else the mean of its kind, here or elsewhere; None: nobody knows."""
         for seconds in (self._seconds, self._elsewhere):
             if alike := _alike(name, seconds):
-                return seconds.get(name, sum(alike) / len(alike))
+                return seconds.get(name, seconds.get(_short(name), sum(alike) / len(alike)))
         return None
 
     def put(self, name: str, seconds: float) -> None:
         """Keep the time of a stage that succeeded."""
         self._seconds[name] = round(seconds, 1)
         files.write_json(self._path, self._seconds)
+
+
+def _short(name: str) -> str:
+    """``clean@pgd_at-0`` of ``clean-baseline@pgd_at-0``."""
+    return "@".join([kind(name), *name.split("@")[1:]])
 
 
 def _alike(name: str, seconds: Mapping[str, float]) -> list[float]:

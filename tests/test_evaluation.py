@@ -32,7 +32,6 @@ from ebjdat.evaluation import cases, clean, distributions, eot, robustness, self
 from ebjdat.evaluation.cases import attack_case, make_cases, noisy
 from ebjdat.evaluation.outliers import outliers
 from ebjdat.model import description
-from ebjdat.model.energy import EnergyModel
 from ebjdat.model.store import new_model, save_model
 from ebjdat.protocols import PROTOCOLS, AutoAttackCell, EotCell, Table1
 from ebjdat.run import Run
@@ -564,21 +563,6 @@ def test_eot_on_the_plain_model_is_pgd_of_the_same_steps() -> None:
     x_adv = attack(model, case.x, case.y, torch.Generator(), start)
     robust = correct(model, case.x, case.y) & correct(model, x_adv, case.y)
     assert torch.equal(flags["standard/eot-pgd/plain/samples-2/radius-1"], robust)
-
-
-def test_equal_samples_of_a_model_without_randomness_are_computed_once() -> None:
-    network, case, cell = trained(adversarial=True), make_cases(*IMAGES, RADIUS)[0], EotCell(noise="plain", samples=2)
-    seen: list[int] = []
-    network.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-
-    def walked(model: nn.Module) -> Tensor:
-        judged = eot.Judged(model, cell, 0.0, 0, Batches())
-        everyone = torch.ones(len(case.x), dtype=torch.bool)
-        return torch.cat(eot._walk(judged, case, cell, everyone, [RADIUS, 2 * RADIUS], Batches(), lambda: None))
-
-    foreign, ours = nn.Sequential(EnergyModel(network)), EnergyModel(network)
-    expected, passes = walked(foreign), sum(seen)
-    assert torch.equal(walked(ours), expected) and sum(seen) - passes == passes // 2
 
 
 def test_a_random_models_prediction_is_the_same_at_every_call() -> None:

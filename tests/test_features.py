@@ -190,6 +190,15 @@ def test_distances_equal_those_of_the_package_s_own_entry_point(extractor: Extra
     assert spread == pytest.approx(expected["kernel_inception_distance_std"], abs=1e-6)
 
 
+def test_real_images_are_far_closer_to_real_images_than_noise_is(extractor: Extractor) -> None:
+    images, _ = real()
+    noise = torch.randint(0, 256, (400, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    reference, other, random = (extractor.features(ImageSet(part)) for part in (images[:400], images[400:], noise))
+    near, far = (frechet_distance(Statistics.of(part), Statistics.of(reference)) for part in (other, random))
+    assert far > 10 * near > 0
+    assert kernel_distance(random, reference)[0] > 10 * abs(kernel_distance(other, reference)[0])
+
+
 def test_subsets_of_the_kernel_distance_never_exceed_the_smaller_set() -> None:
     assert kernel_subset_size(5000, 397) == 397
     assert kernel_subset_size(5000, 6000) == 1000

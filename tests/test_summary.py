@@ -32,7 +32,7 @@ def test_a_sentence_gives_verdict_difference_interval_images_and_seeds(study: Re
 def test_forms_of_one_verdict_share_its_words(study: Results) -> None:
     asked = {form: Question(model, "AutoAttack", "control") for form, model in summary._forms(study).items()}
     answered = {form: replace(findings(study)[question], verdict="equal") for form, question in asked.items()}
-    assert summary._told(answered).startswith("equal in the code form (")
+    assert summary._told(answered).startswith("equal within 2 in the code form (")
     assert " and in the equations (" in summary._told(answered)
     answered["equations"] = replace(answered["equations"], verdict="higher")
     assert ", higher in the equations (" in summary._told(answered)

@@ -489,7 +489,8 @@ def test_the_verdicts_of_a_model_are_corrected_for_all_its_questions() -> None:
 
 
 def test_each_form_meets_rivals_of_its_own_training() -> None:
-    assert findings.rivals("ebjdat-jempp_energy") == {"control": CONTROL, "base": PLAIN, "pgd_at": "pgd_at"}
+    usual = {"control": CONTROL, "base": PLAIN, "pgd_at": "pgd_at", "compute": "pgd_at-19"}
+    assert findings.rivals("ebjdat-jempp_energy") == usual | {"unweighted": "ebjdat-jempp_energy_0"}
     assert findings.rivals("ebjdat-jempp_energy_40")["control"] == "control-jempp_40"
     assert findings.rivals("ebjdat-jem")["matched"] == "pgd_at-jem"
     assert findings.rivals("ebjdat-mine") == {"control": "control-mine", "base": "base-mine", "pgd_at": "pgd_at"}

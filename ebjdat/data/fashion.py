@@ -12,6 +12,7 @@ import hashlib
 import os
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,8 @@ def load_fashion(folder: str | None = None) -> Source:
     if named:
         found = Path(named).expanduser()
     else:
-        found = next((place for place in (DEBIAN, kept) if place.is_dir()), None) or _fetched(kept)
+        whole = (place for place in (DEBIAN, kept) if all(_path(place, name).is_file() for name in MD5))
+        found = next(whole, None) or _fetched(kept)
     images, labels, test_images, test_labels = (_read(found, name) for name in MD5)
     print(f"Fashion-MNIST: official files from {found}")
     shape = (-1, 1, 28, 28)
@@ -65,17 +67,23 @@ def load_fashion(folder: str | None = None) -> Source:
 
 def _read(folder: Path, name: str) -> np.ndarray:
     """The values of an IDX file, uint8 (N,)."""
-    packed = folder / f"{name}.gz"
+    path = _path(folder, name)
     try:
-        content = gzip.decompress(packed.read_bytes()) if packed.is_file() else (folder / name).read_bytes()
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{folder} lacks {name} (parameter data.folder, environment variable {ENVIRONMENT})") from None
-    except (OSError, EOFError) as error:
-        raise UserError(f"{packed} is not a whole file: {error}") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is not a whole file: {error}") from None
     actual = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if actual != MD5[name]:
         raise UserError(f"{folder / name}: expected md5 {MD5[name]} of the unpacked file, got {actual}: fetch it again")
     return np.frombuffer(content, np.uint8, offset=LABELS_HEADER if "labels" in name else IMAGES_HEADER)
+
+
+def _path(folder: Path, name: str) -> Path:
+    """A file of the data set, packed where it is there packed."""
+    packed = folder / f"{name}.gz"
+    return packed if packed.is_file() else folder / name
 
 
 def _fetched(kept: Path) -> Path:

@@ -130,7 +130,7 @@ def _rescaled(model: nn.Module, case: Case, batches: Batches) -> Rate:
 
     The scale of the logits decides no prediction, so what it hides from the attack is no robustness.
     """
-    scale = margin(logits_of(model, case.x, batches), case.y).abs().mean()
+    scale = margin(logits_of(model, case.x, batches), case.y).abs().mean().clamp_min(1e-12)
 
     def loss(logits: Tensor, y: Tensor) -> Tensor:
         return cross_entropy(logits / scale, y)

@@ -23,7 +23,6 @@ from ebjdat.attacks.batches import Batches, correct, logits_of
 from ebjdat.attacks.linf import EOTPGD, NoisyModel
 from ebjdat.attacks.outcomes import NOTHING, Outcomes
 from ebjdat.evaluation.cases import Case, stream
-from ebjdat.model.energy import EnergyModel
 from ebjdat.progress import Progress
 from ebjdat.protocols import EotCell
 from ebjdat.statistics import Rate, Result
@@ -112,14 +111,12 @@ def _walk(
     x, y, recipe = case.x[right], case.y[right], case.protocol.eot
     if not len(x):
         return [x for _ in radii]
-    # A model of ours has no randomness: equal samples have equal gradients, and their mean is one of them to the bit.
-    alike = isinstance(judged.model, EnergyModel) and not judged.random
     attack = EOTPGD(
         eps=torch.tensor(radii, dtype=x.dtype, device=x.device).repeat_interleave(len(x)).view(-1, 1, 1, 1),
         step=recipe.step * case.radius,
         steps=recipe.steps,
         random_start=True,
-        samples=1 if alike else cell.samples,
+        samples=cell.samples,
         batches=batches,
         tick=tick,
     )

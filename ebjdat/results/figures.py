@@ -76,7 +76,7 @@ Arrays = Mapping[str, np.ndarray]
 
 def differences_picture(results: Results) -> Picture | None:
     """EB-JDAT minus its rivals in accuracy, points with intervals; None where there is nothing to compare."""
-    asked = ((quantity, rival) for quantity in reversed(COMPARED) for rival in ("control", "base", "pgd_at"))
+    asked = ((quantity, rival) for quantity in reversed(COMPARED) for rival in RIVALS)
     found = {one: finding for one, finding in findings(results).items() if one.quantity in COMPARED}
     rows = [row for row in asked if any((one.quantity, one.rival) == row for one in found)]
     if not rows:

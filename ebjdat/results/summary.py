@@ -24,6 +24,7 @@ FIRST = (
     ("AutoAttack", "control"),
     ("AutoAttack", "pgd_at"),
     ("Fréchet distance", "start"),
+    ("FID", "start"),
 )
 """What a reader wants to know first: quantities, and what they are compared with."""
 EFFECTS = {
@@ -65,7 +66,8 @@ def answer(results: Results) -> str:
             if one and one.verdict == "undecided":
                 unknown.append(what)
             elif one:
-                known.append(f"{verbs[VERDICTS.index(_verdict(one))]} {what}")
+                word, _, alone = one.verdict.partition(",")
+                known.append(f"{verbs[VERDICTS.index(word)]} {what}" + (f" ({alone.strip()})" if alone else ""))
         parts = [f"the energy term {' and '.join(known)}"] if known else []
         parts += [f"its effect on {' and on '.join(unknown)} is undecided"] if unknown else []
         if parts:
@@ -86,16 +88,15 @@ def _sentences(results: Results) -> Iterator[str]:
 def _told(answered: Mapping[str, Finding]) -> str:
     """Verdicts with their numbers, then what they rest on; forms with the same verdict share its words."""
     said = []
-    for verdict in dict.fromkeys(map(_verdict, answered.values())):
-        forms = {form: one for form, one in answered.items() if _verdict(one) == verdict}
-        said.append(f"{verdict} " + " and ".join(f"in the {form} ({_numbers(one)})" for form, one in forms.items()))
+    for verdict in dict.fromkeys(one.verdict for one in answered.values()):
+        forms = {form: one for form, one in answered.items() if one.verdict == verdict}
+        margin = f" within {next(iter(forms.values())).margin:g}" if verdict.startswith("equal") else ""
+        said.append(
+            f"{verdict}{margin} " + " and ".join(f"in the {form} ({_numbers(one)})" for form, one in forms.items())
+        )
     counts = {(one.difference.images, one.difference.seeds) for one in answered.values()}
     rests = " and ".join((f"{n} images, " if n else "") + count_seeds(seeds) for n, seeds in sorted(counts))
     return f"{', '.join(said)}; {rests}"
-
-
-def _verdict(one: Finding) -> str:
-    return one.verdict.partition(",")[0]
 
 
 def _numbers(one: Finding) -> str:

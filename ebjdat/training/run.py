@@ -1,6 +1,7 @@
 """One training from parameters to the files of a model's folder."""
 
 import json
+import os
 from contextlib import ExitStack
 from typing import Any
 
@@ -44,7 +45,7 @@ def train(setup: Setup, report: Report = lambda row: None, note: Report = lambda
         if setup.training.threads is not None:
             torch.set_num_threads(setup.training.threads)
         elif parallel.world() > 1:
-            torch.set_num_threads(max(1, processors() // parallel.world()))
+            torch.set_num_threads(max(1, processors() // int(os.environ.get("LOCAL_WORLD_SIZE", parallel.world()))))
         run, data = setup.run, load_prepared(setup.run.data_dir)
         key = key_of(setup, data.digest)
         name = f"{run.seed}-{files.digest(key)}"
