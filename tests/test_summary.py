@@ -39,15 +39,16 @@ def test_forms_of_one_verdict_share_its_words(study: Results) -> None:
 
 
 def test_the_answer_says_what_the_verdicts_say(study: Results, monkeypatch: pytest.MonkeyPatch) -> None:
-    verdicts = {summary.GAP: "lower", "AutoAttack": "equal"}
+    verdicts = {summary.GAP: "lower", "AutoAttack": "equal, this pair"}
     changed = {
         question: replace(one, verdict=verdicts.get(question.quantity, "undecided"))
         for question, one in findings(study).items()
+        if question.rival == "control"
     }
     monkeypatch.setattr(summary, "findings", lambda results: changed)
-    told = "the energy term narrows the gap E(x_adv) - E(x) in nats and keeps accuracy under AutoAttack"
-    told += "; its effect on that gap in standard deviations (d') is undecided."
-    assert summary.answer(study) == f"In the code form, {told} In the equations, {told}"
+    told = "against its control: the energy term narrows the gap E(x_adv) - E(x) and keeps accuracy under AutoAttack "
+    told += "(this pair); undecided: d', PGD-20."
+    assert summary.answer(study) == [f"Code form, {told}", f"Equations, {told}"]
     assert max(len(line) for text in summary.texts(study).values() for line in text.splitlines()) <= 120
 
 

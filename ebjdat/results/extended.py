@@ -294,7 +294,7 @@ def readme(results: Results) -> Table:
     columns = names.COMPARED | {names.DISTANCES[distance]: f"generate/generation/{distance}"}
     ours = [f"ebjdat-{variant}", f"ebjdat-{variant}_energy", f"base-{variant}", f"control-{variant}"]
     known = names.with_records(results)
-    models = [model for model in [*ours, *names.baselines(results)] if model in known] or ours[:1]
+    models = [model for model in [*ours, *results.params.baselines] if model in known] or ours[:1]
     extra = "± over seeds; accuracies in %; distance: lower is better."
     title = "In four numbers"
     return cells.pivot(results, "readme", title, models, columns, protocol=STANDARD, extra=extra, show=cells.short)

@@ -3,9 +3,10 @@
 Every sentence is made from the verdicts of :mod:`ebjdat.results.findings`; docs/statistics.md explains them.
 """
 
+import itertools
 import math
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 from scipy import stats
@@ -20,17 +21,21 @@ AUTOATTACK = COMPARED["AutoAttack"]
 GAP = "E(x_adv) - E(x)"
 FIRST = (
     (GAP, "control"),
-    ("d'", "control"),
     ("AutoAttack", "control"),
+    ("AutoAttack", "unweighted"),
+    ("PGD-20", "unweighted"),
     ("AutoAttack", "pgd_at"),
     ("Fréchet distance", "start"),
     ("FID", "start"),
 )
 """What a reader wants to know first: quantities, and what they are compared with."""
+CONTROLS = ("control", "unweighted")
+"""Trainings without the energy term."""
 EFFECTS = {
-    GAP: (("widens", "narrows", "keeps"), f"the gap {GAP} in nats"),
-    "d'": (("widens", "narrows", "keeps"), "that gap in standard deviations (d')"),
+    GAP: (("widens", "narrows", "keeps"), f"the gap {GAP}"),
+    "d'": (("widens", "narrows", "keeps"), "d'"),
     "AutoAttack": (("raises", "lowers", "keeps"), "accuracy under AutoAttack"),
+    "PGD-20": (("raises", "lowers", "keeps"), "accuracy under PGD-20"),
 }
 """What the energy term does where a quantity is higher, lower or equal, and to what."""
 
@@ -39,10 +44,14 @@ def texts(results: Results) -> dict[str, str]:
     """Markdown by the label that pages use: the answer in words, its numbers, and the line to check."""
     told = list(_sentences(results))
     return {
-        "answer": f"{wrapped(answer(results))}\n" if told else "",
-        "short": "".join(f"{wrapped(f'- {sentence}')}\n" for sentence in told),
+        "answer": _listed(answer(results)),
+        "short": _listed(told),
         "check": f"{wrapped(check(results))}\n",
     }
+
+
+def _listed(sentences: Iterable[str]) -> str:
+    return "".join(f"{wrapped(f'- {sentence}')}\n" for sentence in sentences)
 
 
 def wrapped(text: str) -> str:
@@ -56,23 +65,23 @@ def _forms(results: Results) -> dict[str, str]:
     return dict(zip(FORMS.values(), (f"ebjdat-{variant}", f"ebjdat-{variant}_energy"), strict=True))
 
 
-def answer(results: Results) -> str:
+def answer(results: Results) -> list[str]:
     """What the energy term does, in words: to the gap that it is about, and to robust accuracy."""
     found, said = findings(results), []
-    for form, model in _forms(results).items():
+    for (form, model), rival in itertools.product(_forms(results).items(), CONTROLS):
         known, unknown = [], []
         for quantity, (verbs, what) in EFFECTS.items():
-            one = found.get(Question(model, quantity, "control"))
+            one = found.get(Question(model, quantity, rival))
             if one and one.verdict == "undecided":
-                unknown.append(what)
+                unknown.append(quantity)
             elif one:
                 word, _, alone = one.verdict.partition(",")
                 known.append(f"{verbs[VERDICTS.index(word)]} {what}" + (f" ({alone.strip()})" if alone else ""))
-        parts = [f"the energy term {' and '.join(known)}"] if known else []
-        parts += [f"its effect on {' and on '.join(unknown)} is undecided"] if unknown else []
+        parts = [" and ".join(known)] if known else []
+        parts += [f"undecided: {', '.join(unknown)}"] if unknown else []
         if parts:
-            said.append(f"In the {form}, {'; '.join(parts)}.")
-    return " ".join(said)
+            said.append(f"{form[0].upper()}{form[1:]}, against {RIVALS[rival]}: the energy term {'; '.join(parts)}.")
+    return said
 
 
 def _sentences(results: Results) -> Iterator[str]:
