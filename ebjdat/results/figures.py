@@ -19,7 +19,7 @@ from ebjdat.results import plots
 from ebjdat.results.extended import distances
 from ebjdat.results.findings import RIVALS, findings
 from ebjdat.results.frame import Results
-from ebjdat.results.names import COMPARED, ENERGIES, display_name
+from ebjdat.results.names import COMPARED, DISTANCES, ENERGIES, display_name
 from ebjdat.run import Run
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -136,7 +136,7 @@ def tradeoff_picture(results: Results) -> Picture | None:
             bar = figure.colorbar(shades, ax=axes, location="bottom", shrink=0.6, aspect=30, format="%.3g")
             bar.set_ticks(np.geomspace(known.min(), known.max(), 3), minor=False)
             bar.minorticks_off()
-            bar.set_label(f"{distance} of generated images (white: generates none)")
+            bar.set_label(f"{DISTANCES[distance]} of generated images (white: generates none)")
 
     told = [
         f"{name}: {row[0]:.1f} % clean, {row[1]:.1f} % robust" for name, row in zip(names, means.values, strict=True)
