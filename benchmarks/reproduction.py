@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import statistics
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -28,7 +29,7 @@ from ebjdat.results.findings import Question, findings
 from ebjdat.results.names import display_name
 from ebjdat.run import Run
 
-PAGES = ("README.md", "docs/reproduction.md")
+PAGES = ("README.md", "docs/reproduction.md", "docs/method.md")
 PLACE = re.compile(r"(<!-- cost: ([a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 GPU, PEAK, SHARES = "H200", 989e12, (0.10, 0.40)
 """Dense bfloat16 peak in FLOP/s by the vendor's data sheet, and assumed shares of it."""
@@ -37,6 +38,8 @@ GIB = 2**30
 
 def measure(params: Params) -> None:
     """Write what the stages of the current parameters took, from the scratch folder and the sizes of folders.
+
+    Stages that were measured before and did not run here keep their times: a study is measured in pieces.
 
     Raises:
         UserError: no stage has run here.
@@ -50,15 +53,20 @@ def measure(params: Params) -> None:
         raise UserError(f"{root} has no times: run make repro first")
     ends = [datetime.fromisoformat(row["finished"]).timestamp() for row in rows]
     starts = [end - row["seconds"] for end, row in zip(ends, rows, strict=True)]
+    columns = ("model", "seed", "stage", "seconds", "cpu_seconds")
+    earlier = (_read(f"repro-{params.profile}.json") or {"stages": []})["stages"]
+    here = {(row["model"], row["seed"], row["stage"]) for row in rows}
+    rows += [row for row in earlier if (row["model"], row["seed"], row["stage"]) not in here]
+    rows.sort(key=lambda row: (row["model"], row["seed"], row["stage"]))
     found = {
         "profile": params.profile,
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "wall_seconds": round(max(ends) - min(starts)),
-        "peak_memory": max(row["peak_memory"] for row in rows),
+        "peak_memory": max(row["peak_memory"] for row in rows if "peak_memory" in row),
         "disk": sum(map(_size, (Path("data"), Path("models"), Path("results"), Path(".dvc/cache")))),
         "packages": _size(Path(".venv")),
-        "stages": [{name: row[name] for name in ("model", "seed", "stage", "seconds", "cpu_seconds")} for row in rows],
+        "stages": [{name: row[name] for name in columns} for row in rows],
     }
     files.write_json(RESULTS / f"repro-{params.profile}.json", found)
 
@@ -92,6 +100,7 @@ def places(root: Path = Path()) -> dict[str, str]:
             ("profile", "network", "parameters", "training images", "epochs", "train radius"), _networks(root)
         ),
         "compute": f"{summary.wrapped(_compute(digits, study, small))}\n",
+        "dhat": f"{summary.wrapped(_dhat())}\n",
     }
 
 
@@ -218,6 +227,21 @@ def _compute(digits: frame.Results, study: frame.Results, small: frame.Results) 
     )
     spent = ", ".join(f"{name} {_hours(_spent(f'repro-{name}.json'))}" for name in runs)
     return f"In git: {counts}. Measured: {spent}."
+
+
+def _dhat() -> str:
+    """CPU time of a training of DHAT, helper included, against that of PGD-AT on the same day."""
+    times: dict[str, list[float]] = {}
+    for row in (_read("repro-digits-study.json") or {"stages": []})["stages"]:
+        if row["stage"] == "train":
+            times.setdefault(row["model"], []).append(row["cpu_seconds"])
+    if not {"dhat", "pgd_at-19"} <= times.keys():
+        return "The cost was not measured."
+    ours, theirs = statistics.median(times["dhat"]), statistics.median(times["pgd_at-19"]) * 10 / 19
+    return (
+        f"Measured on digits: {ours:.0f} CPU seconds for ten epochs and the helper, {ours / theirs:.1f} times PGD-AT's "
+        f"{theirs:.0f} (medians of {len(times['dhat'])} seeds; PGD-AT from 19 epochs)."
+    )
 
 
 def _table(heads: Row, rows: Iterable[Row]) -> str:
