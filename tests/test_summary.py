@@ -54,7 +54,7 @@ def test_the_answer_says_what_the_verdicts_say(study: Results, monkeypatch: pyte
 
 def test_an_interval_without_0_that_decides_nothing_says_why(study: Results) -> None:
     one = findings(study)[Question("ebjdat-jempp", "AutoAttack", "pgd_at")]
-    assert summary._numbers(replace(one, verdict="undecided")).endswith("], not significant after correction")
+    assert summary._numbers(replace(one, verdict="undecided")).endswith("], not after correction")
     assert summary._numbers(one).endswith("]")
 
 

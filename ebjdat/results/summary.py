@@ -112,7 +112,7 @@ def _numbers(one: Finding) -> str:
     """Difference and interval; said is why an interval without 0 decides nothing."""
     low, high = one.difference.interval
     corrected = one.verdict == "undecided" and low * high > 0
-    return _with_unit(one) + (", not significant after correction" if corrected else "")
+    return _with_unit(one) + (", not after correction" if corrected else "")
 
 
 def _with_unit(one: Finding) -> str:
