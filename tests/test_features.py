@@ -146,6 +146,15 @@ def test_the_distance_does_not_take_all_cores(monkeypatch: pytest.MonkeyPatch) -
         assert frechet_distance(nothing, nothing) == 1
 
 
+def test_the_kernel_distance_does_not_depend_on_the_threads_of_its_surroundings() -> None:
+    first, second = (torch.randn(300, 64, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    found = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            found.append(kernel_distance(first, second))
+    assert found[0] == found[1]
+
+
 def register(name: str, features: Callable[[Tensor], Tensor]) -> None:
     """A function of uint8 images as a feature extractor of torch-fidelity."""
     from torch_fidelity import register_feature_extractor

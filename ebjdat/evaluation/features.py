@@ -191,12 +191,17 @@ def kernel_subset_size(*counts: int) -> int:
 
 
 def kernel_distance(first: Tensor, second: Tensor) -> tuple[float, float]:
-    """Mean and deviation over random subsets of the cubic-kernel MMD^2 of features (N, D), through torch-fidelity."""
+    """Mean and deviation over random subsets of the cubic-kernel MMD^2 of features (N, D), through torch-fidelity.
+
+    On one thread: NumPy's products round by their number of threads, which depends on how a stage is started.
+    """
+    from threadpoolctl import threadpool_limits
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 
     size = kernel_subset_size(len(first), len(second))
     settings: Any = {"kid_subsets": KERNEL_SUBSETS, "kid_subset_size": size, "rng_seed": KERNEL_SEED}
-    found = kid_features_to_metric(first, second, **settings, verbose=False)
+    with threadpool_limits(1):
+        found = kid_features_to_metric(first, second, **settings, verbose=False)
     return float(found[KEY_METRIC_KID_MEAN]), float(found[KEY_METRIC_KID_STD])
 
 
