@@ -13,13 +13,13 @@ import os
 import re
 import statistics
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import RESULTS, cpu_name
 from ebjdat import command, files
 from ebjdat.config import Params, load_params
+from ebjdat.data.source import CHANNELS
 from ebjdat.errors import UserError
 from ebjdat.model.wideresnet import Architecture, WideResNet
 from ebjdat.protocols import as_fraction
@@ -28,6 +28,7 @@ from ebjdat.results import frame, summary
 from ebjdat.results.findings import Question, findings
 from ebjdat.results.names import display_name
 from ebjdat.run import Run
+from stages.repro import WHOLE
 
 PAGES = ("README.md", "docs/reproduction.md", "docs/method.md")
 PLACE = re.compile(r"(<!-- cost: ([a-z]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -51,8 +52,6 @@ def measure(params: Params) -> None:
         rows.append(found | {"model": path.parts[-3], "seed": int(path.parts[-2]), "stage": path.stem})
     if not rows:
         raise UserError(f"{root} has no times: run make repro first")
-    ends = [datetime.fromisoformat(row["finished"]).timestamp() for row in rows]
-    starts = [end - row["seconds"] for end, row in zip(ends, rows, strict=True)]
     columns = ("model", "seed", "stage", "seconds", "cpu_seconds")
     earlier = (_read(f"repro-{params.profile}.json") or {"stages": []})["stages"]
     here = {(row["model"], row["seed"], row["stage"]) for row in rows}
@@ -62,7 +61,7 @@ def measure(params: Params) -> None:
         "profile": params.profile,
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
-        "wall_seconds": round(max(ends) - min(starts)),
+        "wall_seconds": round(files.read_json(root / "repro.json").get(WHOLE, 0)),  # 0: never run as a whole
         "peak_memory": max(row["peak_memory"] for row in rows if "peak_memory" in row),
         "disk": sum(map(_size, (Path("data"), Path("models"), Path("results"), Path(".dvc/cache")))),
         "packages": _size(Path(".venv")),
@@ -203,7 +202,7 @@ def _networks(root: Path) -> Iterable[Row]:
         params = load_params(root, path.stem)
         profile, training = params.current, params.training(f"ebjdat-{params.variant}")
         network = profile.network
-        channels = 3 if profile.data.dataset == "cifar10" else 1
+        channels = CHANNELS[profile.data.dataset]
         built = WideResNet(
             Architecture(depth=network.depth, width=network.width, channels=channels, classes=10, norm="batch")
         )

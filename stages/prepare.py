@@ -10,12 +10,9 @@ def main() -> None:
     params = load_params()
     settings, folder = params.current.data, params.runs()[0].data_dir
 
-    from ebjdat.data import cifar10, digits, fashion
-    from ebjdat.data.prepared import save_prepared
+    from ebjdat.data.prepared import load_source, save_prepared
 
-    folders = {"cifar10": cifar10.load_cifar10, "fashion": fashion.load_fashion}
-    source = digits.load_digits() if settings.dataset == "digits" else folders[settings.dataset](settings.folder)
-    manifest = save_prepared(folder, source, settings)
+    manifest = save_prepared(folder, load_source(settings), settings)
     counts = ", ".join(f"{count:,} {name}" for name, count in manifest["counts"].items())
     print(f"{folder}: {settings.dataset}, {counts} images; digest {manifest['digest'][:16]}")
 

@@ -40,6 +40,8 @@ ELSEWHERE = "benchmarks/results/repro-{profile}.json"
 """What `make repro` took where its committed times were measured."""
 GUESSES = {"train": 100.0, "autoattack": 100.0}
 """Seconds by kind where nothing like it has run anywhere, as on digits."""
+WHOLE = "all"
+"""Under this name: how long the whole pipeline took where nothing of it had run before."""
 QUIET_SECONDS = 30.0
 """Time between two lines of a log; a terminal has one line that is rewritten."""
 BUSY_SECONDS = 9.0
@@ -296,6 +298,8 @@ def repro(targets: Sequence[str] = (), jobs: int | None = None, *, dry_run: bool
         return
     runner = Runner(stages, jobs, times)
     runner.run()
+    if not targets and new == len(runner.took) == len(stages):
+        times.put(WHOLE, time.monotonic() - began)
     longest = sorted(runner.took.items(), key=lambda item: item[1], reverse=True)[:5]
     print(
         f"{len(runner.took)} of {len(stages)} stages done in {duration(time.monotonic() - began)}"

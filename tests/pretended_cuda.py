@@ -10,7 +10,6 @@ streams, NCCL, speed, and to kernels that are missing or differ on CUDA.
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -267,12 +266,3 @@ def counting() -> Iterator[Counter[str]]:
         yield counted
     finally:
         counted = None
-
-
-if __name__ == "__main__":  # python -m tests.pretended_cuda stages.train --model ... : a module on the device
-    import runpy
-
-    sys.modules["tests.pretended_cuda"] = sys.modules["__main__"]
-    activate()
-    sys.argv = sys.argv[1:]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -19,6 +19,7 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from tests import pretended_cuda
@@ -58,7 +59,7 @@ def parts() -> dict[str, Callable[[], Any]]:
     torch.set_num_threads(1)
     from ebjdat.errors import UserError
     from ebjdat.training.run import _write
-    from tests import small_runs, test_import, tiny
+    from tests import small_models, small_runs, test_import, tiny
     from tests.synthetic import setup_of
 
     def trainer(model: str, where: str, folder: Path, **values: Any) -> Any:
@@ -113,7 +114,7 @@ def parts() -> dict[str, Callable[[], Any]]:
             for model in ("pgd_at", "undefended"):
                 stage("craft", "--model", model)
         if name == "autoattack":
-            shorten_autoattack()
+            small_models.shorten_autoattack(pytest.MonkeyPatch())
         stage(name)
 
     def imported() -> None:
@@ -128,24 +129,6 @@ def parts() -> dict[str, Callable[[], Any]]:
         full = f"ebjdat-{model}" if model in ("jem", "jempp", "sadajem") else model
         found[f"train-{model}"] = lambda full=full, values=values: train(full, **values)
     return found | {name: lambda name=name: of_a_run(name) for name in STAGES} | {"import": imported}
-
-
-def shorten_autoattack() -> None:
-    """Two steps of each attack; who calls them, with which tensors, is as in a whole run."""
-    from ebjdat.attacks import autoattack
-
-    official = autoattack.official
-
-    def short(model: Any, job: Any) -> Any:
-        made = official(model, job)
-        for attack in (made.apgd, made.apgd_targeted, made.fab):
-            attack.n_iter = attack.n_target_classes = 2
-        for attack in (made.apgd, made.apgd_targeted):
-            attack.n_iter_orig, attack.n_iter_2, attack.n_iter_min, attack.size_decr = 2, 1, 1, 1
-        made.square.n_queries = 3
-        return made
-
-    autoattack.official = short
 
 
 def costs() -> dict[str, list[int]]:

@@ -107,9 +107,11 @@ def python(folder: Path, module: str, *arguments: str, **environment: str) -> su
 
 
 def environment_of(**changes: str) -> dict[str, str]:
-    """This process's environment, without a number of threads."""
+    """This process's environment, without a number of threads, and as after `. .venv/bin/activate`: a worker of DVC's
+    queue is started as `dvc`."""
     kept = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    return kept | {"DVC_NO_ANALYTICS": "true"} | changes
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return kept | {"PATH": path, "DVC_NO_ANALYTICS": "true"} | changes
 
 
 def git(folder: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -27,11 +27,11 @@ from ebjdat.attacks.outcomes import Outcomes
 from ebjdat.attacks.slices import run_jobs
 from ebjdat.errors import UserError
 from ebjdat.evaluation.unreliable import kind_of
+from tests import ROOT
 from tests.small_models import SmallNet, held_out, saved, trained
 
 pyautoattack = pytest.importorskip("pyautoattack")
 
-ROOT = Path(__file__).resolve().parents[1]
 EPS = 24 / 255
 DECIDED_BY = {"weights": "a" * 64, "device": "cpu"}
 

@@ -43,11 +43,11 @@ def offline(*_: object) -> None:
 def test_every_source_gives_the_official_images_in_their_order(
     source: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def download(command: list[str], scratch: Path, seconds: float) -> None:
+    def download(code: str, arguments: list[str], scratch: Path, seconds: float) -> None:
         (scratch / "FashionMNIST").mkdir()
         (folder / "plain").rename(scratch / "FashionMNIST" / "raw")
 
-    monkeypatch.setattr(fashion, "ask_tool", download if source == "download" else offline)
+    monkeypatch.setattr(fashion, "ask_torchvision", download if source == "download" else offline)
     if source == "environment":
         monkeypatch.setenv(fashion.ENVIRONMENT, str(folder / "packed"))
     if source == "debian":
@@ -61,7 +61,7 @@ def test_every_source_gives_the_official_images_in_their_order(
         for name, content in CONTENT.items():
             (folder / "plain" / name).write_bytes(content)
         fashion.load_fashion()
-        monkeypatch.setattr(fashion, "ask_tool", offline)
+        monkeypatch.setattr(fashion, "ask_torchvision", offline)
         assert np.array_equal(fashion.load_fashion().images, found.images)
 
 
@@ -69,7 +69,7 @@ def test_what_is_missing_damaged_or_another_file_is_refused_by_name(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "t10k-labels-idx1-ubyte"
-    monkeypatch.setattr(fashion, "ask_tool", offline)
+    monkeypatch.setattr(fashion, "ask_torchvision", offline)
     with pytest.raises(UserError, match=r"cannot be fetched here \(no network\): install Debian's dataset-fashion"):
         fashion.load_fashion()
     packed = folder / "packed" / f"{name}.gz"
@@ -79,7 +79,7 @@ def test_what_is_missing_damaged_or_another_file_is_refused_by_name(
         with pytest.raises(UserError, match=f"{name}.gz is not a whole file"):
             fashion.load_fashion(str(folder / "packed"))
     (folder / "plain" / name).write_bytes(b"\0" * 11)
-    with pytest.raises(UserError, match=f"{name}: expected md5 .* of the unpacked file"):
+    with pytest.raises(UserError, match=f"{name}, unpacked: expected md5 .* does not hold the official images"):
         fashion.load_fashion(str(folder / "plain"))
     (folder / "plain" / name).unlink()
     with pytest.raises(UserError, match=f"plain lacks {name}"):

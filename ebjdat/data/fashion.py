@@ -8,9 +8,7 @@ Files may be packed (``.gz``) or not; unpacked, each must have the md5 of the ow
 from __future__ import annotations
 
 import gzip
-import hashlib
 import os
-import sys
 import tempfile
 import zlib
 from pathlib import Path
@@ -18,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ebjdat import files
-from ebjdat.data.fetch import Unavailable, ask_tool, cache_folder
+from ebjdat.data.fetch import Unavailable, ask_torchvision, cache_folder, verify_bytes
 from ebjdat.data.source import Source
 from ebjdat.errors import UserError
 
@@ -34,11 +32,7 @@ MD5 = {
 """Of the unpacked files."""
 IMAGES_HEADER, LABELS_HEADER = 16, 8
 """Bytes before the values of an IDX file."""
-# The owner's address stays in torchvision; a connection that hangs must not hold the stage.
-_TORCHVISION = (
-    "import socket, sys; socket.setdefaulttimeout(20.0); "
-    "from torchvision.datasets import FashionMNIST; FashionMNIST(sys.argv[1], download=True)"
-)
+_DOWNLOAD = "from torchvision.datasets import FashionMNIST; FashionMNIST(sys.argv[1], download=True)"
 
 
 def load_fashion(folder: str | None = None) -> Source:
@@ -74,9 +68,7 @@ def _read(folder: Path, name: str) -> np.ndarray:
         raise UserError(f"{folder} lacks {name} (parameter data.folder, environment variable {ENVIRONMENT})") from None
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} is not a whole file: {error}") from None
-    actual = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if actual != MD5[name]:
-        raise UserError(f"{folder / name}: expected md5 {MD5[name]} of the unpacked file, got {actual}: fetch it again")
+    verify_bytes(f"{path}, unpacked", content, MD5[name])
     return np.frombuffer(content, np.uint8, offset=LABELS_HEADER if "labels" in name else IMAGES_HEADER)
 
 
@@ -89,7 +81,7 @@ def _path(folder: Path, name: str) -> Path:
 def _fetched(kept: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix="ebjdat-fashion-") as scratch:
         try:
-            ask_tool([sys.executable, "-c", _TORCHVISION, scratch], Path(scratch), DOWNLOAD_SECONDS)
+            ask_torchvision(_DOWNLOAD, [scratch], Path(scratch), DOWNLOAD_SECONDS)
         except Unavailable as error:
             raise UserError(
                 f"Fashion-MNIST cannot be fetched here ({error}): install Debian's dataset-fashion-mnist, or name a "

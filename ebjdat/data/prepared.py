@@ -62,6 +62,21 @@ class Prepared:
         return channels, height, width
 
 
+def load_source(settings: Data) -> Source:
+    """A data set as its owner publishes it. UserError: it is missing or another one; see the module of each."""
+    if settings.dataset == "digits":
+        from ebjdat.data.digits import load_digits
+
+        return load_digits()
+    if settings.dataset == "fashion":
+        from ebjdat.data.fashion import load_fashion
+
+        return load_fashion(settings.folder)
+    from ebjdat.data.cifar10 import load_cifar10
+
+    return load_cifar10(settings.folder)
+
+
 def split(source: Source, settings: Data) -> dict[str, np.ndarray]:
     """The splits as arrays ``x_train`` uint8 (N, C, H, W), ``y_train`` uint8 (N,), and so on.
 

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+CHANNELS = {"digits": 1, "fashion": 1, "cifar10": 3}
+"""Of the images of each data set."""
+
 
 @dataclass(frozen=True)
 class Source:

@@ -20,7 +20,7 @@ from ebjdat.protocols import PROTOCOLS, as_fraction
 from ebjdat.results import frame, published
 from ebjdat.results.cells import either
 from ebjdat.results.frame import Results
-from ebjdat.results.names import display_name
+from ebjdat.results.names import display_name, made_like
 from ebjdat.results.published import Claim
 from ebjdat.results.tables import MARK
 from ebjdat.run import BASELINES
@@ -138,16 +138,9 @@ def overall(claim: Claim, everything: Iterable[Results]) -> Judged:
     )
     if reason:
         return Judged(None, "", "", "not comparable" if claim.kind == "cost" else "not run", [reason])
-    asked = [(results, model) for results in same for model in _attempts(claim, results)]
+    asked = [(results, model) for results in same for model in made_like(results.params, claim.model)]
     judged = [judge(claim, results, model, protocol) for results, model in asked for protocol in PROTOCOLS]
     return min(judged, key=lambda one: (one.verdict == "not run", len(one.reasons), one.protocol != "released"))
-
-
-def _attempts(claim: Claim, results: Results) -> list[str]:
-    """The model of a claim, and those of variants made ``like`` its own, such as one trained at another radius."""
-    method, _, variant = claim.model.partition("-")
-    like = [name for name, recipe in results.params.variants.items() if variant and recipe.like == variant]
-    return [claim.model, *(f"{method}-{name}" for name in like)]
 
 
 def page(everything: Sequence[Results]) -> str:

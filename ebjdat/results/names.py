@@ -82,13 +82,22 @@ def ours(results: Results) -> str:
     """The model that stands for the current one: itself, or where it has no numbers one made like it, of its loss."""
     params, has = results.params, {model for model, _ in results.frame.index}
     loss = ("reading", "gap", "w_px", "w_clean", "w_energy", "w_adversarial")
-    mine = params.variants[params.variant]
-    like = [
-        f"{params.method}-{name}"
-        for name, recipe in params.variants.items()
-        if recipe.like == params.variant and all(getattr(recipe, part) == getattr(mine, part) for part in loss)
+    mine = params.variants[params.variant].model_dump(include=set(loss))
+    same = (
+        one
+        for one in made_like(params, params.model)
+        if params.variants[one.partition("-")[2]].model_dump(include=set(loss)) == mine
+    )
+    return next((model for model in same if model in has), params.model)
+
+
+def made_like(params: Params, model: str) -> list[str]:
+    """A model, and those of the same method whose variant is ``like`` its own."""
+    method, _, variant = model.partition("-")
+    return [
+        model,
+        *(f"{method}-{name}" for name, recipe in params.variants.items() if variant and recipe.like == variant),
     ]
-    return next((model for model in (params.model, *like) if model in has), params.model)
 
 
 def generates(model: str) -> bool:

@@ -99,10 +99,9 @@ def _told(answered: Mapping[str, Finding]) -> str:
     said = []
     for verdict in dict.fromkeys(one.verdict for one in answered.values()):
         forms = {form: one for form, one in answered.items() if one.verdict == verdict}
-        margin = f" within {next(iter(forms.values())).margin:g}" if verdict.startswith("equal") else ""
-        said.append(
-            f"{verdict}{margin} " + " and ".join(f"in the {form} ({_numbers(one)})" for form, one in forms.items())
-        )
+        margin = f"equal within {next(iter(forms.values())).margin:g}"
+        each = " and ".join(f"in the {form} ({_numbers(one)})" for form, one in forms.items())
+        said.append(f"{verdict.replace('equal', margin)} {each}")
     counts = {(one.difference.images, one.difference.seeds) for one in answered.values()}
     rests = " and ".join((f"{n} images, " if n else "") + count_seeds(seeds) for n, seeds in sorted(counts))
     return f"{', '.join(said)}; {rests}"
