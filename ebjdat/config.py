@@ -66,7 +66,7 @@ Count = Annotated[Whole, Field(ge=1)]
 Flag = Annotated[bool, Strict()]
 Weight = Annotated[Real, Field(ge=0.0, le=100.0)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**31)]
-Reading = Literal["energy", "cross_entropy", "released", "none"]
+Reading = Literal["energy", "cross_entropy", "committed", "none"]
 Gap = Literal["mean_hinge", "mean", "sample_hinge", "sample_absolute", "mean_absolute"]
 
 
@@ -144,7 +144,7 @@ class Variant(Section):
     def used(self) -> dict[str, Any]:
         """The recipe as records hold it: without names, and without what its method and reading never look at."""
         unused = {"label", "like", "base_steps", "base_px_noise"}  # resolved into steps and px_noise
-        if self.reading != "energy" or not self.w_energy:
+        if self.reading in ("cross_entropy", "committed", "none") or not self.w_energy:
             unused.add("gap")
         if not self.w_adversarial and not self.w_energy:
             unused |= {"reading", "attack_steps", "attack_step", "project"}

@@ -20,22 +20,13 @@ def study() -> Results:
     return frame.load(load_params(ROOT, "digits-study"), ROOT, store=False)
 
 
-def test_a_sentence_gives_verdict_difference_interval_images_and_seeds(study: Results) -> None:
-    said = summary.texts(study)["short"].replace("\n  ", " ")
-    found = findings(study)[Question("ebjdat-jempp", "AutoAttack", "pgd_at")]
-    images, seeds = found.difference.images, found.difference.seeds
-    mean, _, interval = found.numbers.partition(" ")
-    assert f"- AutoAttack, against PGD-AT: {found.verdict} in the code form ({mean} points {interval})" in said
-    assert f"; {images} images, {seeds} seeds.\n" in said
-
-
-def test_forms_of_one_verdict_share_its_words(study: Results) -> None:
-    asked = {form: Question(model, "AutoAttack", "control") for form, model in summary._forms(study).items()}
-    answered = {form: replace(findings(study)[question], verdict="equal") for form, question in asked.items()}
-    assert summary._told(answered).startswith("equal within 2 in the code form (")
-    assert " and in the equations (" in summary._told(answered)
-    answered["equations"] = replace(answered["equations"], verdict="higher")
-    assert ", higher in the equations (" in summary._told(answered)
+def test_a_row_gives_difference_interval_verdict_images_and_seeds(study: Results) -> None:
+    one = findings(study)[Question("ebjdat-jempp", "AutoAttack", "pgd_at")]
+    table = summary.short(study)
+    assert table is not None
+    code_form, _, rests = table.body.loc["AutoAttack, points: minus PGD-AT"]
+    assert code_form == f"{one.numbers} {one.verdict}"
+    assert rests == f"{one.difference.images} images, {one.difference.seeds} seeds"
 
 
 def test_the_answer_says_what_the_verdicts_say(study: Results, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,16 +37,18 @@ def test_the_answer_says_what_the_verdicts_say(study: Results, monkeypatch: pyte
         if question.rival == "control"
     }
     monkeypatch.setattr(summary, "findings", lambda results: changed)
-    told = "against its control: the energy term narrows the gap E(x_adv) - E(x) and keeps accuracy under AutoAttack "
+    told = "against the control: the energy term narrows the gap E(x_adv) - E(x) and keeps accuracy under AutoAttack "
     told += "(this pair); undecided: d', PGD-20."
     assert summary.answer(study) == [f"Code form, {told}", f"Equations, {told}"]
-    assert max(len(line) for text in summary.texts(study).values() for line in text.splitlines()) <= 120
+    texts = summary.texts(study)
+    assert max(len(line) for line in f"{texts['answer']}{texts['check']}".splitlines()) <= 120
 
 
-def test_an_interval_without_0_that_decides_nothing_says_why(study: Results) -> None:
+def test_an_interval_without_0_that_decides_nothing_says_why_and_equality_its_margin(study: Results) -> None:
     one = findings(study)[Question("ebjdat-jempp", "AutoAttack", "pgd_at")]
-    assert summary._numbers(replace(one, verdict="undecided")).endswith("], not after correction")
-    assert summary._numbers(one).endswith("]")
+    assert summary._cell(replace(one, verdict="undecided")).endswith("] undecided after correction")
+    assert summary._cell(replace(one, verdict="equal, this pair")).endswith("] equal within 2, this pair")
+    assert summary._cell(None) == ""
 
 
 def test_the_range_to_check_against_holds_the_seeds_that_it_is_made_of(study: Results) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import re
+import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +24,7 @@ from ebjdat.results.cells import Table
 from ebjdat.results.frame import Results
 from ebjdat.results.published import in_table
 from ebjdat.statistics import wilson
+from tests import ROOT
 from tests.synthetic import PARAMS, params_of_repository, setup_of, use_empty_store, write_records
 
 pytestmark = pytest.mark.usefixtures("workspace")
@@ -118,7 +120,7 @@ def test_an_outdated_record_is_left_out_and_counted_and_never_shown(change: str)
         pick(known, "sweep")["weights"] = "0" * 64
     results = of(known)
     assert list(results.outdated) == [(OURS, 0, "sweep")]
-    row = texts(extended.table3(results, STANDARD))[NAME]
+    row = {attack: cells[NAME] for attack, cells in texts(extended.table3(results, STANDARD)).items()}
     assert {text for head, text in row.items() if head.startswith("APGD")} == {"outdated"}
     assert row["EOT-PGD: distortion bound: 16/255"].endswith("]"), "its other stages stay"
 
@@ -299,7 +301,7 @@ def test_latex_escapes_names_and_markdown_escapes_bars() -> None:
 # Extended tables
 
 
-def test_further_attacks_stand_to_the_right_of_the_papers() -> None:
+def test_further_attacks_stand_after_those_of_the_paper() -> None:
     results = of()
     first = [head for _, head in extended.table1(results, STANDARD).body.columns]
     assert first[:4] == ["APGD-CE", "APGD-DLR", "FAB", "SQUARE"]
@@ -309,14 +311,14 @@ def test_further_attacks_stand_to_the_right_of_the_papers() -> None:
     second = extended.table2(results, RELEASED).body
     assert [head for _, head in second.columns][4:] == ["PGD-AT", "Undefended", "all of them"]
     assert list(second.index)[:3] == ["TRADES", NAME, "PGD-AT"]
-    third = [group for group, _ in extended.table3(results, STANDARD).body.columns]
+    third = [attack.partition(":")[0] for attack in extended.table3(results, STANDARD).body.index]
     assert third[12::4] == ["APGD-CE, 100 iterations", "EOT-PGD, noise, 2 samples", "EOT-PGD, noise, 20 samples"]
-    assert len(extended.table3(results, RELEASED).body.columns) == 12
+    assert len(extended.table3(results, RELEASED).body) == 12
 
 
 def test_radius_and_iterations_of_a_heading_are_those_of_its_cell() -> None:
     known = records()
-    row = texts(extended.table3(of(known), STANDARD))[NAME]
+    row = {attack: cells[NAME] for attack, cells in texts(extended.table3(of(known), STANDARD)).items()}
     for head, stage, key in (
         ("APGD-CE: distortion bound: 64/255", "sweep", "standard/apgd-ce/radius-2/steps-20"),
         ("APGD-CE: iterations: 10", "sweep", "standard/apgd-ce/radius-1/steps-10"),
@@ -373,8 +375,10 @@ def test_a_study_has_a_row_for_each_of_its_models_with_records_and_says_what_dif
     (forms,) = extended.studies(of(known))
     rows = texts(forms)
     assert list(rows) == ["JEM++", "Control-JEM++", NAME, "EB-JDAT-JEM++ (equations)"]
-    assert [row["w1, w2, w3"] for row in rows.values()] == ["1, 0, 0", "1, 0, 1", "1, 0.1, 1", "1, 1, 1"]
-    assert {row["epochs"] for row in rows.values()} == {"10"}
+    weights = ["1, 1, 0, 0", "1, 1, 0, 1", "1, 1, 0.1, 1", "1, 1, 1, 1"]
+    assert [row["w1, w_clean, w2, w3"] for row in rows.values()] == weights
+    assert [row["adversary"] for row in rows.values()] == ["", "code form", "code form", "equations"]
+    assert "epochs" not in rows[NAME], "they are equal"
     ours = rows[NAME]
     assert re.fullmatch(r"\d\d\.\d ±\d\.\d \(2\)", ours["APGD-T"]) and "n = 80; seeds 0, 1" in forms.caption
 
@@ -429,7 +433,7 @@ def test_the_settings_of_a_cell_are_those_of_its_protocol() -> None:
 
 def test_a_table_says_how_each_model_was_trained() -> None:
     rows = texts(extended.trained(of()))
-    assert rows[NAME]["energy term"] == "cross_entropy, w2 = 0.1"
+    assert rows[NAME]["energy term"] == "code form, w2 = 0.1"
     assert rows["JEM++"]["training radius"] == "none" and rows["TRADES"]["training radius"] == "32/255"
 
 
@@ -454,10 +458,10 @@ def row_of(known: Iterable[Record], question: str) -> str:
 )
 def test_a_finding_about_accuracy_is_paired_by_image_and_of_one_seed_about_this_pair(ours: float, verdict: str) -> None:
     known = made(OURS, 0, ours) + made("pgd_at", 0, 0.5)
-    found = row_of(known, "PGD-20 (points ±2), minus PGD-AT")
+    found = row_of(known, "PGD-20: minus PGD-AT")
     difference = statistics.Difference.of_rates(list(of(known).pairs(OURS, "pgd_at", "clean/standard/pgd-20").values()))
     assert found == f"{verdict} {difference.text(1)} (1)"
-    assert row_of(known, "PGD-20 (points ±2), minus its control") == ""
+    assert row_of(known, "PGD-20: minus the control") == ""
 
 
 def test_a_finding_about_energies_is_about_the_seeds_that_both_models_have() -> None:
@@ -466,7 +470,7 @@ def test_a_finding_about_energies_is_about_the_seeds_that_both_models_have() -> 
         shares = (0.9, 0.5, 0.6) if record["model"] == OURS else (0.0, 0.3, 0.301)
         record["values"]["energy/overlap-all"] = shares[record["seed"]]
     expected = statistics.Difference.of_values([0.2, 0.299]).text(2)
-    assert row_of(known, "overlap, all (buffer) (share ±0.05), minus the plain variant") == f"undecided {expected} (2)"
+    assert row_of(known, "overlap, all (buffer): minus the plain variant") == f"undecided {expected} (2)"
 
 
 def test_samples_are_compared_with_the_start_of_their_chains() -> None:
@@ -474,7 +478,7 @@ def test_samples_are_compared_with_the_start_of_their_chains() -> None:
     for seed in (0, 1, 2):
         values = pick(known, "generate", OURS, seed)["values"]
         values["generation/classifier-frechet"], values["generation/start-classifier-frechet"] = seed / 100, 2.0
-    question = "Fréchet distance (distance ±0.1), minus its chains' start"
+    question = "Fréchet distance: minus the start of the chains"
     assert row_of(known, question).startswith("lower -1.99 [")
 
 
@@ -485,7 +489,7 @@ def test_the_verdicts_of_a_model_are_corrected_for_all_its_questions() -> None:
     margins = [one.margin for one in found.values()]
     verdicts = statistics.verdicts([one.difference for one in found.values()], margins)
     assert [one.verdict for one in found.values()] == verdicts and len(set(verdicts)) > 1
-    assert f"Holm: {len(found)} questions" in findings.table(of(known)).caption
+    assert f"at most {len(found)} questions about a model" in findings.table(of(known)).caption
 
 
 def test_each_form_meets_rivals_of_its_own_training() -> None:
@@ -513,7 +517,8 @@ def test_the_same_records_give_the_same_bytes() -> None:
 
 def test_a_profile_without_records_has_tables_without_numbers() -> None:
     found = tables.render(of([]))
-    assert "not run" in found["table1.md"] and "no seed yet" in found["findings.md"]
+    assert "not run" in found["paper/table1.md"] and "no seed yet" in found["paper/table3.md"]
+    assert "settings.md" in found and "table1.md" not in found
     assert tables.headline(of([])) == {}
 
 
@@ -526,12 +531,14 @@ def test_the_headline_is_that_of_the_current_model_and_first_seed() -> None:
 
 def test_a_page_shows_the_tables_of_its_places(workspace: Path) -> None:
     results, page = of(), workspace / "README.md"
-    other = "<!-- table: cifar10/seeds -->\ntheirs\n<!-- end -->\n"
-    files.write_text(page, f"{other}<!-- table: digits/tradeoff-standard -->\nold\n<!-- end -->\nBelow\n")
+    shutil.copytree(ROOT / "params", "params")
+    shutil.copy(ROOT / "params.yaml", ".")
+    places = "<!-- table: {} -->\nold\n<!-- end -->\n"
+    files.write_text(page, f"{places.format('cifar10/check')}{places.format('digits/tradeoff-standard')}Below\n")
     tables.fill_page(page, results)
     text = page.read_text()
     assert "| EB-JDAT-JEM++ (code form) " in text and text.endswith("<!-- end -->\nBelow\n") and "old" not in text
-    assert text.startswith(other), "places of another profile stay as they are"
+    assert text.startswith("<!-- table: cifar10/check -->\nNo record of EB-JDAT-JEM++ (code form) under AutoAttack.\n")
     place = "<!-- table: digits/{} -->\n<!-- end -->"
     assert "| Ours " in tables.fill(place.format("paper/table1-standard"), results), "the paper's form has its own"
     assert tables.fill(place.format("dose"), results) == place.format("dose"), "a study without enough records is empty"

@@ -119,7 +119,7 @@ def test_without_projection_the_adversary_leaves_the_ball_but_not_the_range() ->
     assert float(free.min()) >= 0.0 and float(free.max()) <= 1.0
 
 
-@pytest.mark.parametrize(("reading", "rises"), [("energy", False), ("released", True), ("cross_entropy", False)])
+@pytest.mark.parametrize(("reading", "rises"), [("energy", False), ("committed", True), ("cross_entropy", False)])
 def test_the_inner_step_moves_the_true_class_logit_as_the_reading_says(reading: str, rises: bool) -> None:
     logits = torch.randn(6, 10, generator=generator(), requires_grad=True)
     reference, y = logits.detach(), torch.arange(6)
@@ -128,7 +128,7 @@ def test_the_inner_step_moves_the_true_class_logit_as_the_reading_says(reading: 
     assert bool((own > 0).all()) is rises and bool((own != 0).all())
 
 
-@pytest.mark.parametrize(("reading", "falls"), [("energy", True), ("cross_entropy", False), ("released", False)])
+@pytest.mark.parametrize(("reading", "falls"), [("energy", True), ("cross_entropy", False), ("committed", False)])
 def test_one_small_step_on_the_energy_term_moves_the_gap_the_readings_way(reading: str, falls: bool) -> None:
     """mean E(x_adv) - mean E(reference), x_adv fixed, BatchNorm in eval mode."""
     model = new_model(TINY, 0).eval()

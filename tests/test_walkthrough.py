@@ -1,4 +1,4 @@
-"""The new variant of docs/changing.md, added step by step in a copy of the repository."""
+"""The new variant and the new baseline of docs/changing.md, added step by step in a copy of the repository."""
 
 from __future__ import annotations
 
@@ -22,14 +22,19 @@ os.mkdir("work")
 os.chdir("work")
 from tests import tiny
 
-params = tiny.write_params(Path("."), variant="coldpp")
+params = tiny.write_params(Path("."), variant="coldpp", baselines=["mixed"])
 assert params.runs()[0].model == "ebjdat-coldpp", "tables ask for it"
 assert params.variants["coldpp"].label == "Cold JEM++"
 assert params.variants["coldpp"].chain_start == "uniform"
 assert params.training("ebjdat-coldpp") == params.training("ebjdat-jempp")
 tiny.prepare(params)
-tiny.train(params)
+tiny.train(params, "ebjdat-coldpp", "mixed")
 import ebjdat
+from ebjdat.record import read_history
+from ebjdat.results.names import display_name
+mixed = params.runs()[1]
+assert mixed.model == display_name(params, "mixed") == "mixed"
+assert read_history(mixed)[0]["loss_clean"] > 0
 assert ebjdat.load("models/digits/ebjdat-coldpp/0").sample(2).shape == (2, 1, 8, 8)
 print("trained")
 """
@@ -46,13 +51,15 @@ def apply(folder: Path, path: str, diff: str) -> None:
     target.write_text(text.replace(old, new, 1), encoding="utf-8")
 
 
-def test_the_variant_of_the_page_is_added_trained_and_sampled(tmp_path: Path) -> None:
+def test_the_variant_and_the_baseline_of_the_page_are_added_and_trained(tmp_path: Path) -> None:
     for folder in ("ebjdat", "stages", "tests", "params", "benchmarks"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "params.yaml", tmp_path)
     (tmp_path / ".dvc").mkdir()
     edits = EDIT.findall(PAGE)
-    assert [path for path, _ in edits] == ["params.yaml"], "a variant is data alone"
+    variant, *baseline = [path for path, _ in edits]
+    assert variant == "params.yaml", "a variant is data alone"
+    assert set(baseline) == {"ebjdat/training/objective.py", "ebjdat/training/recipes.py", "ebjdat/run.py"}
     for path, diff in edits:
         apply(tmp_path, path, diff)
     run = subprocess.run([sys.executable, "-c", CHECK], cwd=tmp_path, capture_output=True, text=True, check=False)

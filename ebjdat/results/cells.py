@@ -44,6 +44,11 @@ class Table:
         """Headings of the columns, each after that of its group."""
         return [": ".join(filter(None, column)) for column in self.body.columns]
 
+    @property
+    def has_numbers(self) -> bool:
+        """Whether any cell holds one."""
+        return bool(self.body.map(lambda text: any(map(str.isdigit, text))).to_numpy().any())
+
     def markdown(self) -> str:
         """The caption and a pipe table, without heading."""
         if self.body.empty:

@@ -5,9 +5,10 @@ docs/statistics.md says how cells, intervals and verdicts are to be read.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from ebjdat.config import MASKING_INPUTS
+from ebjdat.config import MASKING_INPUTS, Variant
 from ebjdat.evaluation.masking import VERDICTS
 from ebjdat.protocols import PROTOCOLS, STANDARD, Protocol, as_fraction
 from ebjdat.results import cells, names
@@ -94,7 +95,7 @@ def table3_columns(protocol: Protocol, nominal: float) -> dict[Any, str]:
 def table3(results: Results, protocol: Protocol) -> Table:
     """Robustness under APGD-CE over radius and iterations, and under EOT-PGD over radius.
 
-    To the right what the protocol adds to the paper's cells: more iterations, and noise inside the model.
+    Below what the protocol adds to the paper's cells: more iterations, and noise inside the model.
     """
     p, nominal = protocol.name, results.params.current.evaluation.radius
     columns = table3_columns(protocol, nominal)
@@ -107,7 +108,10 @@ def table3(results: Results, protocol: Protocol) -> Table:
             columns |= over_radii(protocol, nominal, f"EOT-PGD, {cell.noise}, {cell.samples} samples", metric)
     models = _with_numbers(results, next(iter(columns.values())), [results.params.model])
     title, extra = "Table 3: robustness over distortion, iterations and EOT", "Robust accuracy (%); pixel units."
-    return _under(results, protocol, "table3", title, models, columns, extra=extra)
+    table = _under(results, protocol, "table3", title, models, columns, extra=extra)
+    # Far more attacks than models: attacks are rows.
+    rows = {head: list(table.body[column]) for head, column in zip(table.heads, table.body, strict=True)}
+    return replace(table, body=cells.grid("Attack", table.body.index, rows))
 
 
 def distances(results: Results) -> tuple[str, str]:
@@ -219,8 +223,13 @@ def checkpoints(results: Results) -> Table:
     both = {"best": "", "last": "-last"}
     metrics = names.COMPARED | {"APGD-CE + APGD-T": "autoattack/standard/apgd-ce-t"}
     del metrics["AutoAttack"]  # the last checkpoint meets its first two attacks alone
-    columns = {(name, which): f"{metric}{both[which]}" for name, metric in metrics.items() for which in both}
     models = _with_numbers(results, "clean/standard/clean-last")
+    columns: dict[Any, str] = {
+        (name, which): f"{metric}{both[which]}"
+        for name, metric in metrics.items()
+        for which in both
+        if not models or any(len(results.values(model, f"{metric}-last")) for model in models)
+    }
     title, extra = "Best and last checkpoint", "Accuracy (%)."
     return cells.pivot(results, "checkpoints", title, models, columns, protocol=STANDARD, extra=extra)
 
@@ -281,11 +290,21 @@ def studies(results: Results) -> list[Table]:
         table = cells.pivot(results, label, one["title"], models, shown, protocol=STANDARD, extra=extra)
         table.body[:] = table.body.map(lambda text: text.split(" [")[0])
         recipes = [results.params.recipe(model) for model in models]
-        weights = [f"{r.w_px:g}, {r.w_energy:g}, {r.w_adversarial:g}" if r else "" for r in recipes]
-        table.body.insert(0, ("", "w1, w2, w3"), weights)
-        table.body.insert(1, ("", "epochs"), [str(results.params.training(model).epochs) for model in models])
+        table.body.insert(0, ("", "adversary"), [_adversary(recipe) for recipe in recipes])
+        weights = [f"{r.w_px:g}, {r.w_clean:g}, {r.w_energy:g}, {r.w_adversarial:g}" if r else "" for r in recipes]
+        table.body.insert(1, ("", "w1, w_clean, w2, w3"), weights)
+        epochs = [str(results.params.training(model).epochs) for model in models]
+        if len(set(epochs)) > 1:
+            table.body.insert(2, ("", "epochs"), epochs)
         found.append(table)
     return found
+
+
+def _adversary(recipe: Variant | None) -> str:
+    """Whose training images a JEM model meets; the control crafts as the code form does."""
+    if recipe is None or not (recipe.w_adversarial or recipe.w_energy):
+        return ""
+    return names.FORMS.get(recipe.reading, names.FORMS["cross_entropy"])
 
 
 def readme(results: Results) -> Table:
@@ -295,7 +314,9 @@ def readme(results: Results) -> Table:
     ours = [f"ebjdat-{variant}", f"ebjdat-{variant}_energy", f"base-{variant}", f"control-{variant}"]
     known = names.with_records(results)
     models = [model for model in [*ours, *results.params.baselines] if model in known] or ours[:1]
-    extra = "± over seeds; accuracies in %; distance: lower is better."
+    real = [results.values(model, f"generate/generation/test-{distance}").mean() for model in models]
+    floor = next((f" (real test images: {value:.2f})" for value in real if value == value), "")
+    extra = f"± over seeds; accuracies in %; distance: lower is better{floor}."
     title = "In four numbers"
     return cells.pivot(results, "readme", title, models, columns, protocol=STANDARD, extra=extra, show=cells.short)
 
@@ -360,7 +381,11 @@ def trained(results: Results) -> Table:
             continue
         recipe, training = setup.recipe, setup.training
         adversarial = model in set(BASELINES) - {"undefended"} or (recipe is not None and recipe.w_adversarial > 0)
-        term = "none" if recipe is None or not recipe.w_energy else f"{recipe.reading}, w2 = {recipe.w_energy:g}"
+        term = (
+            "none"
+            if recipe is None or not recipe.w_energy
+            else f"{names.FORMS[recipe.reading]}, w2 = {recipe.w_energy:g}"
+        )
         chains = "" if recipe is None else f"{recipe.chain_start}, {recipe.steps} steps"
         radius = as_fraction(training.train_eps) if adversarial else "none"
         rows[names.display_name(results.params, model)] = [str(training.epochs), radius, term, chains]

@@ -16,15 +16,19 @@ from ebjdat.results.frame import Results
 from ebjdat.results.statistics import Difference, verdicts
 
 RIVALS = {
-    "control": "its control",
+    "control": "the control",
     "base": "the plain variant",
     "pgd_at": "PGD-AT",
     "matched": "PGD-AT on its network",
     "compute": "PGD-AT of equal compute",
-    "unweighted": "itself with w2 = 0",
-    "start": "its chains' start",
+    "unweighted": "the same with w2 = 0",
+    "start": "the start of the chains",
 }
 """What a model is compared with, and its name there; ``start`` is about samples of the same model."""
+
+
+SAID = ("points", "nats")
+"""Units that stand beside a number; others are clear from the quantity."""
 
 
 class Question(NamedTuple):
@@ -101,11 +105,11 @@ def table(results: Results) -> Table:
         for rival, name in RIVALS.items():
             asked = [found.get(Question(model, quantity, rival)) for model in models]
             if any(asked):
-                row = f"{quantity} ({about['unit']} ±{about['margin']:g}), minus {name}"
-                rows[row] = [str(one or "") for one in asked]
+                margin = f"{about['margin']:g} {about['unit'] if about['unit'] in SAID else ''}".strip()
+                rows[f"{quantity}: minus {name}"] = [margin, *(str(one or "") for one in asked)]
     questions = max((sum(one.model == model for one in found) for model in models), default=0)
-    extra = f"Verdict (Holm: {questions} questions a model at most), difference, 95 % interval, (seeds); ±: margin."
+    extra = f"Verdict, difference, 95 % interval, (seeds); at most {questions} questions about a model (Holm)."
     metrics = [about["metric"] for about in names.studies()["quantities"].values()]
     text = cells.caption(results, models, metrics, STANDARD, extra)
-    heads = [names.display_name(results.params, model) for model in models] or ["none"]
+    heads = ["margin", *(names.display_name(results.params, model) for model in models)]
     return Table("findings", f"What was found on {results.profile}", text, cells.grid("Difference in", heads, rows))

@@ -9,8 +9,8 @@ from ebjdat.results.frame import Results
 from ebjdat.run import BASELINES, EXTERNAL, METHODS
 
 BASELINE_NAMES = {"pgd_at": "PGD-AT", "trades": "TRADES", "dhat": "DHAT", "undefended": "Undefended"}
-FORMS = {"cross_entropy": "code form", "energy": "equations"}
-"""What the two readings of the paper's energy term are called."""
+FORMS = {"cross_entropy": "code form", "energy": "equations", "committed": "as committed"}
+"""What the readings of the paper's energy term are called."""
 DISTANCES = {
     "fid": "FID",
     "kid": "KID",
@@ -60,7 +60,7 @@ def display_name(params: Params, model: str) -> str:
             label = f"{name} ({', '.join(filter(None, [form, rest.removesuffix(')')]))})"
         return f"EB-JDAT-{label}"
     start = {"base": "", "control": "Control-"} | {name: f"{shown}-" for name, shown in BASELINE_NAMES.items()}
-    return f"{start[method]}{label}"
+    return f"{start.get(method, f'{method}-')}{label}"
 
 
 def with_records(results: Results) -> set[str]:

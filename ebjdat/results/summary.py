@@ -1,17 +1,18 @@
-"""The results in a minute: plain sentences, and one line to check a reproduction against.
+"""The results in a minute: plain sentences, their numbers, and one line to check a reproduction against.
 
-Every sentence is made from the verdicts of :mod:`ebjdat.results.findings`; docs/statistics.md explains them.
+All is made from the verdicts of :mod:`ebjdat.results.findings`; docs/statistics.md explains them.
 """
 
 import itertools
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 from scipy import stats
 
-from ebjdat.results.findings import RIVALS, Finding, Question, findings
+from ebjdat.protocols import STANDARD
+from ebjdat.results.cells import Table, grid
+from ebjdat.results.findings import RIVALS, SAID, Finding, Question, findings
 from ebjdat.results.frame import Results
 from ebjdat.results.names import COMPARED, FORMS, display_name
 from ebjdat.results.statistics import VERDICTS, count_seeds
@@ -42,16 +43,12 @@ EFFECTS = {
 
 def texts(results: Results) -> dict[str, str]:
     """Markdown by the label that pages use: the answer in words, its numbers, and the line to check."""
-    told = list(_sentences(results))
+    table = short(results)
     return {
-        "answer": _listed(answer(results)),
-        "short": _listed(told),
+        "answer": "".join(f"{wrapped(f'- {sentence}')}\n" for sentence in answer(results)),
+        "short": table.markdown() if table else "",
         "check": f"{wrapped(check(results))}\n",
     }
-
-
-def _listed(sentences: Iterable[str]) -> str:
-    return "".join(f"{wrapped(f'- {sentence}')}\n" for sentence in sentences)
 
 
 def wrapped(text: str) -> str:
@@ -62,7 +59,7 @@ def wrapped(text: str) -> str:
 def _forms(results: Results) -> dict[str, str]:
     """Both forms of the selected variant, the code's and the equations': model by name of the form."""
     variant = results.params.variant
-    return dict(zip(FORMS.values(), (f"ebjdat-{variant}", f"ebjdat-{variant}_energy"), strict=True))
+    return {FORMS["cross_entropy"]: f"ebjdat-{variant}", FORMS["energy"]: f"ebjdat-{variant}_energy"}
 
 
 def answer(results: Results) -> list[str]:
@@ -84,38 +81,31 @@ def answer(results: Results) -> list[str]:
     return said
 
 
-def _sentences(results: Results) -> Iterator[str]:
-    """One sentence about both forms for each of :data:`FIRST` that the records answer."""
-    found = findings(results)
+def short(results: Results) -> Table | None:
+    """The numbers of :data:`FIRST` that the records answer: a column for each form; None where they answer none."""
+    found, forms, rows = findings(results), _forms(results), {}
     for quantity, rival in FIRST:
-        questions = {form: Question(model, quantity, rival) for form, model in _forms(results).items()}
-        answered = {form: found[question] for form, question in questions.items() if question in found}
+        one = [found.get(Question(model, quantity, rival)) for model in forms.values()]
+        answered = list(filter(None, one))
         if answered:
-            yield f"{quantity}, against {RIVALS[rival]}: {_told(answered)}."
+            unit = f", {answered[0].unit}" if answered[0].unit in SAID else ""
+            counts = {(each.difference.images, each.difference.seeds) for each in answered}
+            rests = " and ".join((f"{n} images, " if n else "") + count_seeds(seeds) for n, seeds in sorted(counts))
+            rows[f"{quantity}{unit}: minus {RIVALS[rival]}"] = [*map(_cell, one), rests]
+    if not rows:
+        return None
+    name = display_name(results.params, f"base-{results.params.variant}")
+    text = f"EB-JDAT-{name} on {results.profile}, protocol {STANDARD.name}."
+    return Table("short", "Differences", text, grid("Difference", [*forms, "from"], rows))
 
 
-def _told(answered: Mapping[str, Finding]) -> str:
-    """Verdicts with their numbers, then what they rest on; forms with the same verdict share its words."""
-    said = []
-    for verdict in dict.fromkeys(one.verdict for one in answered.values()):
-        forms = {form: one for form, one in answered.items() if one.verdict == verdict}
-        margin = f"equal within {next(iter(forms.values())).margin:g}"
-        each = " and ".join(f"in the {form} ({_numbers(one)})" for form, one in forms.items())
-        said.append(f"{verdict.replace('equal', margin)} {each}")
-    counts = {(one.difference.images, one.difference.seeds) for one in answered.values()}
-    rests = " and ".join((f"{n} images, " if n else "") + count_seeds(seeds) for n, seeds in sorted(counts))
-    return f"{', '.join(said)}; {rests}"
-
-
-def _numbers(one: Finding) -> str:
-    """Difference and interval; said is why an interval without 0 decides nothing."""
+def _cell(one: Finding | None) -> str:
+    """Difference, interval and verdict; said is why an interval without 0 decides nothing."""
+    if one is None:
+        return ""
     low, high = one.difference.interval
-    corrected = one.verdict == "undecided" and low * high > 0
-    return _with_unit(one) + (", not after correction" if corrected else "")
-
-
-def _with_unit(one: Finding) -> str:
-    return one.numbers.replace(" [", f" {one.unit} [") if one.unit in ("points", "nats") else one.numbers
+    corrected = " after correction" if one.verdict == "undecided" and low * high > 0 else ""
+    return f"{one.numbers} {one.verdict.replace('equal', f'equal within {one.margin:g}')}{corrected}"
 
 
 def check(results: Results) -> str:

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ebjdat import files, tracking
+from ebjdat.config import load_params
 from ebjdat.errors import UserError
 from ebjdat.protocols import PROTOCOLS
-from ebjdat.results import extended, findings, paper, summary
+from ebjdat.results import extended, findings, frame, paper, summary
 from ebjdat.results.cells import Table
 from ebjdat.results.frame import Results
 from ebjdat.results.names import studies
@@ -42,9 +43,10 @@ def extended_tables(results: Results) -> dict[str, list[Table]]:
 
 
 def render(results: Results) -> dict[str, str]:
-    """Every table file of the profile: text by path below the folder of tables."""
+    """Every table file of the profile, extended ones without any number left out: text by path below the folder."""
     pages = paper.paper_tables(results)
-    texts = {f"{name}.md": _markdown(tables) for name, tables in extended_tables(results).items()}
+    filled = {name: [one for one in found if one.has_numbers] for name, found in extended_tables(results).items()}
+    texts = {f"{name}.md": _markdown(found) for name, found in filled.items() if found}
     texts |= {f"paper/{name}.md": _markdown(tables) for name, tables in pages.items()}
     return texts | {
         f"paper/{name}.tex": f"% {MARK}\n% Needs \\usepackage{{booktabs}} and a column of 345 pt.\n"
@@ -138,5 +140,9 @@ def read_page(path: Path, profile: str) -> str:
 
 
 def fill_page(path: Path, results: Results) -> None:
-    """Fill the places of a file (errors: see :func:`read_page` and :func:`fill`)."""
-    files.write_text(path, fill(read_page(path, results.profile), results))
+    """Fill the places of a file, those of other profiles from their records (errors: see :func:`read_page`)."""
+    text = fill(read_page(path, results.profile), results)
+    others = {place.partition("/")[0] for _, place, _ in _PLACE.findall(text)} - {results.profile}
+    for profile in sorted(others):
+        text = fill(text, frame.load(load_params(profile=profile), store=False))
+    files.write_text(path, text)

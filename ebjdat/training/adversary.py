@@ -6,7 +6,7 @@ term. The perceptual term is the squared distance of the L2-normalised logits of
     energy          climb E(x_adv, y), that is lower f(x_adv)[y], plus the perceptual term
     cross_entropy   raise CE(f(x_adv), y); per sample 0.5 CE + 1.0 perceptual, the weights that a mean over chunks of
                     two beside a sum give in the released code at 327ea16
-    released        raise f(x_adv)[y] plus the perceptual term, as committed at 327ea16
+    committed       raise f(x_adv)[y] plus the perceptual term, as committed at 327ea16
     none            as cross_entropy
 """
 
@@ -34,8 +34,9 @@ def inner_objective(reading: str, logits: Tensor, reference: Tensor, y: Tensor) 
     feature = perceptual(logits, reference)
     if reading == "energy":
         return feature - logits.gather(1, y[:, None]).sum()
-    if reading == "released":
+    if reading == "committed":
         return feature + logits.gather(1, y[:, None]).sum()
+    assert reading in ("cross_entropy", "none"), reading
     return feature + 0.5 * F.cross_entropy(logits, y, reduction="sum")
 
 

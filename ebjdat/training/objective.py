@@ -15,7 +15,7 @@ and minimises
 with the energy term of p(x_adv | x) under the reading
 
     energy                    G(E(x_adv) - E(x)), paired on the same x; G is the form of the gap
-    cross_entropy, released   mean E(x_p) - mean E(x_adv), unpaired: x_adv as extra negatives
+    cross_entropy, committed  mean E(x_p) - mean E(x_adv), unpaired: x_adv as extra negatives
     none                      0
 
 The two outer terms point in opposite directions: the first lowers E(x_adv) relative to its reference, the second
@@ -249,6 +249,7 @@ def energy_term(reading: str, form: Gap, adversarial: Tensor, clean: Tensor, dat
         return energy_gap(adversarial, clean, form)
     if reading == "none":
         return adversarial.new_zeros(())
+    assert reading in ("cross_entropy", "committed"), reading
     return data.mean() - adversarial.mean()
 
 
@@ -263,6 +264,7 @@ def energy_gap(adversarial: Tensor, clean: Tensor, form: Gap) -> Tensor:
         return gap.clamp_min(0.0).mean()
     if form == "sample_absolute":
         return gap.abs().mean()
+    assert form == "mean", form
     return gap.mean()
 
 
