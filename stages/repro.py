@@ -3,6 +3,10 @@
 DVC says what there is, what is stale and what needs what. A stage that fails is told at its place, and what does not
 need it goes on. Ctrl-C and SIGTERM reach every stage, which writes its checkpoint. What stages print goes to
 .scratch/logs/. Plain `dvc repro` does the same, one stage after the other.
+
+With `--executor slurm` each stage is a job: Slurm's `srun` hands it over, and waits and passes signals on as a local
+process does. What a job asks for stands in srun's own variables: SLURM_PARTITION, SLURM_CPUS_PER_TASK (1 unless
+given), SLURM_GPUS, SLURM_TIMELIMIT. Nodes need this folder at the same path.
 """
 
 from __future__ import annotations
@@ -46,6 +50,8 @@ QUIET_SECONDS = 30.0
 """Time between two lines of a log; a terminal has one line that is rewritten."""
 BUSY_SECONDS = 9.0
 """Time between two lines about another DVC that is waited for."""
+SLURM = ("srun", "--quit-on-interrupt", "--ntasks=1")
+"""What comes before a stage's command where its executor is Slurm."""
 
 
 def plan(targets: Sequence[str]) -> dict[str, set[str]]:
@@ -177,7 +183,7 @@ def makespan(stages: Mapping[str, set[str]], seconds: Mapping[str, float], jobs:
 class Runner:
     """Runs a plan: at most ``jobs`` stages at once, each with an equal share of the cores, longest chains first."""
 
-    def __init__(self, stages: dict[str, set[str]], jobs: int, times: Times) -> None:
+    def __init__(self, stages: dict[str, set[str]], jobs: int, times: Times, *, slurm: bool = False) -> None:
         self.waiting = {name: set(needs) for name, needs in stages.items()}
         self._longest = paths(stages, expected(stages, times))
         self.running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
@@ -185,7 +191,7 @@ class Runner:
         self.failed: list[str] = []
         self.stopped = 0
         self._passed_on = 0
-        self._jobs, self._times, self._terminal = jobs, times, sys.stderr.isatty()
+        self._jobs, self._times, self._slurm, self._terminal = jobs, times, slurm, sys.stderr.isatty()
         self._started = self._told = time.monotonic()
 
     def run(self) -> None:
@@ -219,12 +225,15 @@ class Runner:
             return False
         begun = following(self.waiting, self._longest, self._jobs - len(self.running))
         share = str(max(1, command.processors() // self._jobs))  # of threads, and of the processes of AutoAttack
+        if self._slurm:
+            share = os.environ.get("SLURM_CPUS_PER_TASK", "1")
         shared = HEAP | {"OMP_NUM_THREADS": share} | os.environ | {"EBJDAT_CORES": share}
         shared["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         for name in begun:
             del self.waiting[name]
             with log_of(name).open("wb") as log:
-                line = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
+                through = [*SLURM, f"--job-name={name}"] if self._slurm else []
+                line = [*through, sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
                 process = subprocess.Popen(line, stdout=log, stderr=log, env=shared, start_new_session=True)
             self.running[name] = process, time.monotonic()
         return bool(begun)
@@ -278,8 +287,10 @@ def jobs_for(stages: int, params: Params) -> int:
     return max(1, min(command.processors(), int(psutil.virtual_memory().available / MEMORY), stages))
 
 
-def repro(targets: Sequence[str] = (), jobs: int | None = None, *, dry_run: bool = False) -> None:
+def repro(targets: Sequence[str] = (), jobs: int | None = None, *, dry_run: bool = False, slurm: bool = False) -> None:
     """Run what is stale among ``targets`` and their needs; exits with 1 where a stage failed, 130 where stopped."""
+    if slurm and not shutil.which(SLURM[0]):
+        raise UserError("--executor slurm: srun is not here; run it where Slurm's commands are, such as a login node")
     params, began = load_params(), time.monotonic()
     if sys.stderr.isatty():
         print("asking DVC what is stale", file=sys.stderr, flush=True)
@@ -287,7 +298,7 @@ def repro(targets: Sequence[str] = (), jobs: int | None = None, *, dry_run: bool
     if not stages:
         print("nothing is stale")
         return
-    jobs = jobs or jobs_for(len(stages), params)
+    jobs = jobs or (len(stages) if slurm else jobs_for(len(stages), params))
     new = sum(map(times.is_new, stages))
     unknown = f", {new} of them for the first time here" if new else ""
     known = any(times.of(name) for name in stages)
@@ -296,7 +307,7 @@ def repro(targets: Sequence[str] = (), jobs: int | None = None, *, dry_run: bool
     if dry_run:
         print("\n".join(stages))
         return
-    runner = Runner(stages, jobs, times)
+    runner = Runner(stages, jobs, times, slurm=slurm)
     runner.run()
     if not targets and new == len(runner.took) == len(stages):
         times.put(WHOLE, time.monotonic() - began)
@@ -312,16 +323,24 @@ def repro(targets: Sequence[str] = (), jobs: int | None = None, *, dry_run: bool
         sys.exit(command.INTERRUPTED if runner.stopped else 1)
 
 
-def main() -> None:
-    """Read the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("targets", nargs="*", help="stages, such as `clean` or `train@ebjdat-jempp-0`; default: all")
-    parser.add_argument("--jobs", type=int, help="stages at once; default: one per core, one with a GPU")
+def parsed(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """The command line, and what it says to :func:`repro` about how stages run."""
+    parser.add_argument("--jobs", type=int, help="stages at once; default: one per core, one with a GPU, all on Slurm")
+    parser.add_argument("--executor", choices=("local", "slurm"), default="local", help="where stages run")
     parser.add_argument("--dry-run", action="store_true", help="print what would run")
     arguments = parser.parse_args()
     if arguments.jobs is not None and arguments.jobs < 1:
         raise UserError(f"--jobs: expected at least 1, got {arguments.jobs}")
-    repro(arguments.targets, arguments.jobs, dry_run=arguments.dry_run)
+    how = {"jobs": arguments.jobs, "dry_run": arguments.dry_run, "slurm": arguments.executor == "slurm"}
+    return arguments, how
+
+
+def main() -> None:
+    """Read the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("targets", nargs="*", help="stages, such as `clean` or `train@ebjdat-jempp-0`; default: all")
+    arguments, how = parsed(parser)
+    repro(arguments.targets, **how)
 
 
 if __name__ == "__main__":

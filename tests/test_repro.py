@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -75,6 +76,24 @@ def test_ctrl_c_and_sigterm_reach_the_stages_which_write_a_checkpoint(checkout: 
     assert process.returncode == 130 and "was stopped:\n" in told
     did = [event[0] for event in events(checkout)]
     assert did.count("checkpoint") == did.count("begin") > 0 and "end" not in did
+
+
+def test_on_slurm_each_stage_is_a_job_with_its_own_share_of_cores(checkout: Path, tmp_path: Path) -> None:
+    edit_training(checkout)
+    srun = tmp_path / "srun"
+    srun.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/asked\nshift 3\nexec "$@"\n')
+    srun.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = python(checkout, "stages.repro", "--executor", "slurm", "train", PATH=path, SLURM_CPUS_PER_TASK="3")
+    assert done.returncode == 0, done.stderr
+    asked = {line.split()[2] for line in (tmp_path / "asked").read_text().splitlines()}
+    assert (
+        asked >= {f"--job-name={name}" for name in TRAIN}
+        and f"{len(asked)} stages, {len(asked)} at once" in done.stdout
+    )
+    assert {threads for what, name, _, threads in events(checkout) if name in TRAIN} == {"3"}
+    refused = python(checkout, "stages.repro", "--executor", "slurm", PATH="/nowhere")
+    assert refused.returncode == 2 and "srun is not here" in refused.stderr
 
 
 def test_stages_that_go_on_after_their_runner_was_killed_are_waited_for(checkout: Path) -> None:
