@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtr, stdtrit  # Student's t; scipy.stats takes a second to import
 
 from ebjdat.statistics import Rate
 
@@ -58,7 +58,7 @@ class Difference:
     @property
     def interval(self) -> tuple[float, float]:
         """95 % interval, not adjusted for other questions; NaN for one seed of plain values."""
-        half = float(stats.t.ppf(1 - LEVEL / 2, self.freedom)) * self.error if self.freedom else math.nan
+        half = float(stdtrit(self.freedom, 1 - LEVEL / 2)) * self.error if self.freedom else math.nan
         return self.mean - half, self.mean + half
 
     def p_values(self, margin: float) -> tuple[float, float]:
@@ -72,7 +72,7 @@ class Difference:
         """Chance of a deviation of at least ``distance`` above the truth."""
         if not self.error:
             return 0.5 if distance == 0 else float(distance < 0)
-        return float(stats.t.sf(distance / self.error, self.freedom))
+        return float(stdtr(self.freedom, -distance / self.error))
 
     def text(self, digits: int) -> str:
         """Mean and interval."""

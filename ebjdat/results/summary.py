@@ -8,7 +8,7 @@ import math
 import textwrap
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from ebjdat.protocols import STANDARD
 from ebjdat.results.cells import Table, grid
@@ -130,5 +130,5 @@ def _next(values: list[float], n: int) -> tuple[float, float]:
     if seeds == 1:
         low, high = wilson(mean * n / 100, n)
         return 100 * low, 100 * high
-    half = float(stats.t.ppf(0.975, seeds - 1) * np.std(values, ddof=1)) * math.sqrt(1 + 1 / seeds)
+    half = float(stdtrit(seeds - 1, 0.975) * np.std(values, ddof=1)) * math.sqrt(1 + 1 / seeds)
     return max(0.0, mean - half), min(100.0, mean + half)
