@@ -109,8 +109,8 @@ def _machine(found: dict[str, Any] | None) -> str:
     if found is None:
         return "`make repro` has not been timed yet."
     return (
-        f"Measured: {found['wall_seconds'] / 60:.0f} minutes on {found['cores']} cores ({found['cpu']}), "
-        f"{found['peak_memory'] / GIB:.1f} GiB of memory per process, {size(found['disk'])} of disk beside "
+        f"Measured: {found['wall_seconds'] / 60:.0f} minutes on {found['cores']} cores ({found['cpu'].replace('(R)', '')}), "
+        f"{found['peak_memory'] / GIB:.1f} GiB per process, {size(found['disk'])} of disk beside "
         f"{found['packages'] / GIB:.0f} GiB of packages."
     )
 
