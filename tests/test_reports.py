@@ -22,7 +22,8 @@ from ebjdat.evaluation import clean, external
 from ebjdat.evaluation.classifier import Classifier, save_classifier
 from ebjdat.evaluation.unreliable import remarks
 from ebjdat.model.store import new_model, save_model
-from ebjdat.results import claims, frame, page, paper, published
+from ebjdat.protocols import STANDARD
+from ebjdat.results import claims, extended, frame, page, paper, published
 from ebjdat.results.cells import either, short
 from ebjdat.run import Run
 from ebjdat.training import loop
@@ -113,6 +114,17 @@ def test_a_number_with_a_serious_warning_is_marked_in_tables_on_the_page_and_rep
     claim = next(one for one in published.claims() if one.metric_under("released").endswith("released/fab-t"))
     reasons = claims.not_comparable(claim, results, PARAMS.model, "released")
     assert "no robustness figure: square stronger 1" in reasons
+
+
+def test_pgd_without_gradients_is_marked_on_all_images_and_on_those_of_autoattack() -> None:
+    records = write_records(setup_of(PARAMS))
+    (record,) = (record for record in records if record["stage"] == "clean")
+    record["values"]["gradient/zero-share"] = 0.5
+    row = extended.tradeoff(frame.from_records(PARAMS, records), STANDARD).body.loc["EB-JDAT-JEM++ (code form)"]
+    assert [head for _, head in row.index if "zero gradient on 50 %" in row.xs(head, level=1).item()] == [
+        "PGD-20",
+        "PGD-20, same images as AutoAttack",
+    ]
 
 
 BARE: dict[str, Any] = {"values": {}, "warnings": {}, "weights": "a", "n": 10, "settings": {}, "audits": {}}

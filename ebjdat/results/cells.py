@@ -120,17 +120,17 @@ def _with_spread(values: pd.Series, scale: float, digits: int) -> str:
 def short(results: Results, model: str, metric: str) -> str:
     """The paper's form of a number: mean, and ± deviation where there are several seeds."""
     text = _plain(results, model, metric)
-    return _remarked(results, model, metric, text.split(" [")[0].split(" (")[0].replace(" ±", " ± "))
+    return remarked(results, model, metric, text.split(" [")[0].split(" (")[0].replace(" ±", " ± "))
 
 
-def _remarked(results: Results, model: str, metric: str, text: str) -> str:
+def remarked(results: Results, model: str, metric: str, text: str) -> str:
     """A cell with what has to stand beside its number."""
     return ", ".join(filter(None, (text, results.remark(model, metric))))
 
 
 def either(results: Results, model: str, metric: str) -> str:
     """An accuracy or a plain number, or the reason why there is none; empty where a model generates no samples."""
-    return _remarked(results, model, metric, _plain(results, model, metric))
+    return remarked(results, model, metric, _plain(results, model, metric))
 
 
 def _plain(results: Results, model: str, metric: str) -> str:

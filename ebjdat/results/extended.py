@@ -187,7 +187,7 @@ def _on_images_of(results: Results, model: str, metric: str, other: str) -> str:
         return results.missing(model, other)
     n = min(results.images(model, other))
     values = results.on_first_images(model, metric, n, list(there.index))
-    return "n/a" if values.empty else cells.accuracy_text(values, n)
+    return "n/a" if values.empty else cells.remarked(results, model, metric, cells.accuracy_text(values, n))
 
 
 def energies(results: Results) -> Table:
