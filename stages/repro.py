@@ -69,6 +69,7 @@ def plan(targets: Sequence[str]) -> dict[str, set[str]]:
     import networkx as nx
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
+    from dvc.rwlock import RWLockFileCorruptedError
 
     told = -math.inf
     while True:
@@ -80,6 +81,9 @@ def plan(targets: Sequence[str]) -> dict[str, set[str]]:
                 told = time.monotonic()
                 print("waiting:", " ".join(str(error).split()), file=sys.stderr, flush=True)
             time.sleep(1.0)
+        except RWLockFileCorruptedError:
+            lock = Path(".dvc", "tmp", "rwlock")
+            raise UserError(f"{lock} is damaged: a DVC was killed; delete it once no DVC runs here") from None
         except DvcException as error:
             raise UserError(f"DVC cannot say what is stale: {error}") from None
     chosen = set() if targets else set(graph)

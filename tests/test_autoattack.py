@@ -88,6 +88,15 @@ def test_the_cascade_gives_the_flags_of_the_official_package_on_the_same_slice(s
     assert list(outcome.robust) == ["apgd-ce", "apgd-t", "fab-t", "square"]
 
 
+@pytest.mark.parametrize("attack", ["cascade", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"])
+def test_every_attack_ends_where_the_model_is_right_on_no_image(short: None, attack: str) -> None:
+    """github.com/fra31/auto-attack/issues/81."""
+    task = job(attack, targets=9)
+    x, _ = part(task)
+    outcome = run_job(robust_model(), x, (robust_model()(x).argmax(1) + 1) % 10, task)
+    assert not outcome.right.any() and not outcome.final.any()
+
+
 @pytest.mark.parametrize(
     ("attack", "steps", "targets"),
     [("apgd-ce", 100, 0), ("apgd-dlr", 100, 0), ("apgd-t", 10, 9), ("fab-t", 10, 9), ("square", 300, 0)],

@@ -125,6 +125,17 @@ def test_what_it_cannot_run_is_told_in_one_line(checkout: Path, arguments: list[
     assert (done.returncode, done.stderr) == (2, message)
 
 
+def test_a_lock_of_dvc_that_a_kill_left_damaged_is_named(checkout: Path) -> None:
+    """github.com/treeverse/dvc/issues/7615."""
+    edit_training(checkout)
+    lock = checkout / ".dvc/tmp/rwlock"
+    lock.write_bytes(b"")
+    done = python(checkout, "stages.repro")
+    lock.unlink()
+    told = "error: .dvc/tmp/rwlock is damaged: a DVC was killed; delete it once no DVC runs here\n"
+    assert (done.returncode, done.stderr) == (2, told)
+
+
 def test_expected_times_are_the_last_ones_or_those_of_the_same_kind_here_or_where_the_committed_ones_were_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
