@@ -9,6 +9,7 @@ MLflow takes seconds to import, so it is imported late.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import os
@@ -49,16 +50,19 @@ HEADLINE: dict[str, tuple[str, ...]] = {
     "accuracy_autoattack_released": ("autoattack/released/union",),
     "accuracy_transfer": ("transfer/standard/transfer/worst",),
     "frechet_distance": ("generate/generation/fid", "generate/generation/classifier-frechet"),
-    "energy_gap": ("clean/energy/gap-adversarial",),
+    "energy_gap_pgd20": ("clean/energy/gap-adversarial",),
     "energy_overlap": ("clean/energy/overlap-all",),
     "masking_failed": ("masking/masking/failed",),
     "epochs": ("epochs",),
 }
 """The numbers that models are compared by: short name, and the metrics that it repeats, the first that is there."""
+VIEW = "headline"
+"""Name of a view of the list of runs, with these numbers as columns."""
 
 _LOCK_SECONDS = 60.0
 _SQLITE = "sqlite:///"
 _NOTE = "mlflow.note.content"  # MLflow shows this tag's Markdown as description
+_SHARED = "mlflow.sharedViewState."  # and this one's JSON as a view that its address names
 _TAG_LENGTH = 5000  # characters that MLflow's databases take
 _BATCH = 800  # MLflow takes at most 1000 metrics at once
 _ABOUT = (
@@ -66,6 +70,7 @@ _ABOUT = (
     "training curves and the numbers of all its evaluation stages. To compare models, choose Model training at the top "
     "left, tick their runs and press Compare. Protocols `standard` and `released` are never mixed."
 )
+_LINK = "[Headline numbers as columns](#/experiments/{experiment}/runs?viewStateShareKey={view}). "
 
 Point = tuple[str, float, int, int]
 """A metric: name, value, step, time in ms since 1970."""
@@ -117,8 +122,11 @@ class Store:
             folder = Path(uri.removeprefix(_SQLITE)).with_name("mlartifacts") / profile
             location = folder.as_uri() if uri.startswith(_SQLITE) else None
             if found is None:
-                tags = {_NOTE: _ABOUT.format(profile=profile)}
-                return cls(client, client.create_experiment(profile, location, tags), uri)
+                view = {"selectedColumns": [f"metrics.`{name}`" for name in HEADLINE]}
+                made = client.create_experiment(profile, location, {f"{_SHARED}{VIEW}": json.dumps(view)})
+                text = _LINK.format(experiment=made, view=VIEW) + _ABOUT.format(profile=profile)
+                client.set_experiment_tag(made, _NOTE, text)
+                return cls(client, made, uri)
             if found.lifecycle_stage != "active":
                 raise TrackingError(
                     f"the experiment {profile} of the MLflow store {_shown(uri)} was deleted: restore it "

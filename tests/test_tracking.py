@@ -18,6 +18,7 @@ import pytest
 from ebjdat import files, tracking
 from ebjdat.record import Record, read_records
 from ebjdat.tracking import Curves, Store, TrackingError
+from tests.small_runs import short_run
 from tests.synthetic import (
     PARAMS,
     ROOT,
@@ -59,6 +60,19 @@ def curve(name: str = "loss") -> dict[int, float]:
 
 def rows(epochs: range, scale: float = 1.0) -> list[dict[str, Any]]:
     return [{"epoch": n, "loss": scale / n, "nan": float("nan"), "phase": "warm", "flag": True} for n in epochs]
+
+
+def test_the_list_of_runs_has_a_view_of_the_headline_numbers_and_its_description_a_link_to_it(store: Store) -> None:
+    tags = store.client.get_experiment(store.experiment).tags
+    columns = json.loads(tags["mlflow.sharedViewState.headline"])["selectedColumns"]
+    assert columns == [f"metrics.`{name}`" for name in tracking.HEADLINE]
+    assert f"(#/experiments/{store.experiment}/runs?viewStateShareKey=headline)" in tags["mlflow.note.content"]
+
+
+def test_no_headline_number_has_the_name_of_a_curve() -> None:
+    outcome = short_run("ebjdat-jempp").run()
+    assert "energy_gap" in outcome.history[0], "of the training's own adversary"
+    assert not set(tracking.HEADLINE) & {name for row in outcome.history for name in row}
 
 
 def train(epochs: range, scale: float = 1.0) -> None:
@@ -334,7 +348,9 @@ def test_a_newer_record_replaces_the_numbers_of_an_older_one_and_back(store: Sto
         assert tracking.log_records("digits", [one]) == 1
         row = tracking.search("digits").iloc[0]
         assert row["metrics.clean/standard/clean"] == row["metrics.accuracy_clean"] == accuracy
-        missing = row[["metrics.clean/energy/dropped", "metrics.energy_gap"]].isna().all() if one is newer else False
+        missing = (
+            row[["metrics.clean/energy/dropped", "metrics.energy_gap_pgd20"]].isna().all() if one is newer else False
+        )
         assert missing == (one is newer), "a number that the newer record lacks is missing in the store"
 
 
