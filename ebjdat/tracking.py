@@ -122,7 +122,8 @@ class Store:
             folder = Path(uri.removeprefix(_SQLITE)).with_name("mlartifacts") / profile
             location = folder.as_uri() if uri.startswith(_SQLITE) else None
             if found is None:
-                view = {"selectedColumns": [f"metrics.`{name}`" for name in HEADLINE]}
+                widths = {f"metrics.`{name}`": 8 * len(name) + 24 for name in HEADLINE}  # or names are cut short
+                view = {"selectedColumns": [*widths], "columnOrder": [*widths], "columnWidths": widths}
                 made = client.create_experiment(profile, location, {f"{_SHARED}{VIEW}": json.dumps(view)})
                 text = _LINK.format(experiment=made, view=VIEW) + _ABOUT.format(profile=profile)
                 client.set_experiment_tag(made, _NOTE, text)
