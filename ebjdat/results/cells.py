@@ -12,9 +12,6 @@ from ebjdat.results.frame import Results
 from ebjdat.results.names import COMPARED, display_name, generates
 from ebjdat.statistics import wilson
 
-LONGEST_CAPTION = 240
-"""Characters, about two lines; what needs more words stands in docs/statistics.md."""
-
 Column = tuple[str, str]
 """Heading of a group of columns, and of the column; a column of no group may be given by its heading alone."""
 
@@ -26,7 +23,7 @@ class Table:
     Attributes:
         label: short name, for pages that show it.
         title: one line, shown as heading.
-        caption: data, protocol, images and seeds.
+        caption: data, protocol, images and seeds; about two lines, what needs more words stands in docs/statistics.md.
         body: rows by label, columns by :data:`Column`.
     """
 
@@ -34,10 +31,6 @@ class Table:
     title: str
     caption: str
     body: pd.DataFrame
-
-    def __post_init__(self) -> None:
-        if len(self.caption) > LONGEST_CAPTION:
-            raise ValueError(f"caption of {self.label}: {len(self.caption)} characters, at most {LONGEST_CAPTION}")
 
     @property
     def heads(self) -> list[str]:
