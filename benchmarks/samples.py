@@ -19,8 +19,8 @@ from ebjdat import command, files
 from ebjdat.attacks.linf import PGD
 from ebjdat.data.prepared import load_prepared
 
-SCALE, MARGIN, LABELS = 8, 4, 170
-"""Screen pixels per image pixel, between images, and for the words on the left."""
+SIDE, MARGIN, LABELS = 64, 4, 170
+"""Screen pixels of an image, at most, between images, and for the words on the left."""
 
 
 def rows(folder: Path, radius: float) -> dict[str, torch.Tensor]:
@@ -39,14 +39,16 @@ def rows(folder: Path, radius: float) -> dict[str, torch.Tensor]:
 
 def draw(images: dict[str, torch.Tensor]) -> Image.Image:
     """One line of enlarged images per entry, with its name."""
-    height = SCALE * next(iter(images.values())).shape[-1] + MARGIN
+    size = next(iter(images.values())).shape[-1]
+    scale = max(1, SIDE // size)
+    height = scale * size + MARGIN
     canvas = Image.new("RGB", (LABELS + 10 * height, len(images) * height), "white")
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(18)
     for row, (name, batch) in enumerate(images.items()):
         pen.text((4, row * height + height // 2), name, fill="black", font=font, anchor="lm")
         pixels = (batch.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         for column, image in enumerate(pixels):
-            large = np.repeat(np.repeat(image, SCALE, 0), SCALE, 1)
+            large = np.repeat(np.repeat(image, scale, 0), scale, 1)
             tile = Image.fromarray(large.squeeze(-1) if large.shape[-1] == 1 else large)
             canvas.paste(tile, (LABELS + column * height, row * height))
     return canvas
