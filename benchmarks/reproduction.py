@@ -108,8 +108,9 @@ def places(root: Path = Path()) -> dict[str, str]:
 def _machine(found: dict[str, Any] | None) -> str:
     if found is None:
         return "`make repro` has not been timed yet."
+    cpu = found["cpu"].replace("(R)", "")
     return (
-        f"Measured: {found['wall_seconds'] / 60:.0f} minutes on {found['cores']} cores ({found['cpu'].replace('(R)', '')}), "
+        f"Measured: {found['wall_seconds'] / 60:.0f} minutes on {found['cores']} cores ({cpu}), "
         f"{found['peak_memory'] / GIB:.1f} GiB per process, {size(found['disk'])} of disk beside "
         f"{found['packages'] / GIB:.0f} GiB of packages."
     )
