@@ -36,6 +36,10 @@ GPUS = {
 """Dense bfloat16 peak with float32 accumulation in FLOP/s, and memory in GB, by the vendor's data sheets."""
 SHARES = (0.25, 0.40)
 """Assumed shares of the peak."""
+FLOAT32 = {"RTX 3090": 36e12, "RTX 4090": 83e12, "L40S": 92e12, "A100 80 GB": 19.5e12, "H100 SXM": 67e12, "H200": 67e12}
+"""Peak in FLOP/s without TF32, in which evaluation computes, by the same data sheets."""
+RIGHT, LEFT = 0.9, 0.65
+"""Assumed shares of the images that AutoAttack's first attack meets, and the three after it."""
 BASE: dict[str, Any] = {"network": "10-1", "size": 16, "batch": 16, "steps": 10}
 """Each measured series changes one of these."""
 SERIES: dict[str, tuple[Any, ...]] = {"network": ("10-1", "10-2", "10-4"), "steps": (5, 10, 20), "size": (8, 16, 32)}
@@ -81,9 +85,15 @@ def epoch_forwards(setup: Setup) -> float:
     return data.train * image + statistics + data.validation * (2 * training.validation_steps + 2)
 
 
+def autoattack_forwards() -> float:
+    """Forwards per image of the cascade of version standard; a backward to the input counts as one."""
+    targets, steps, queries = 9, 100, 5000
+    return RIGHT * 2 * steps + LEFT * (2 * 2 * targets * steps + queries)
+
+
 def predict() -> dict[str, Any]:
-    """Hours and memory of profile cifar10 by variant and GPU."""
-    rows = []
+    """Hours and memory of profile cifar10 by variant and GPU; hours of AutoAttack on one model."""
+    rows, flops, images = [], 0.0, harness.setup_of("cifar10", "ebjdat-jempp").evaluation.autoattack.images
     for name in ("jem", "jempp", "sadajem"):
         setup = harness.setup_of("cifar10", f"ebjdat-{name}")
         training, recipe, network = setup.training, setup.recipe, setup.network
@@ -115,7 +125,10 @@ def predict() -> dict[str, Any]:
                 },
             }
         )
-    return {"profile": "cifar10", "shares": SHARES, "variants": rows}
+    whole = images * autoattack_forwards() * flops
+    hours = {gpu: [whole / peak / share / 3600 for share in SHARES] for gpu, peak in FLOAT32.items()}
+    attack = {"images": images, "flop": whole, "hours": hours}
+    return {"profile": "cifar10", "shares": SHARES, "variants": rows, "autoattack": attack}
 
 
 def main() -> None:

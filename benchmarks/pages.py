@@ -175,12 +175,17 @@ def prediction() -> Table:
         for row in found["variants"]
     }
     low, high = found["shares"]
+    attack = found["autoattack"]
+    rows[f"AutoAttack, {attack['images']:,} images"] = [
+        f"{fast:.0f} to {slow:.0f}" for slow, fast in (attack["hours"][name] for name in cost.GPUS)
+    ]
     caption = (
         "Predicted, not measured: hours of one training of profile cifar10, selection included, if a GPU reaches "
-        f"{high:.0%} or {low:.0%} of its dense bfloat16 peak. Memory: weights, optimiser, data, buffer, and twice what "
-        "backwards keeps."
+        f"{high:.0%} or {low:.0%} of its dense bfloat16 peak; of AutoAttack's cascade on one model, of its float32 "
+        f"peak, if {cost.RIGHT:.0%} of the images are right and {cost.LEFT:.0%} after APGD-CE. Memory: weights, "
+        "optimiser, data, buffer, and twice what backwards keeps."
     )
-    return _table("prediction", caption, "variant, epochs, memory", cost.GPUS, rows)
+    return _table("prediction", caption, "training: epochs, memory", cost.GPUS, rows)
 
 
 def devices_accuracy() -> Table:
