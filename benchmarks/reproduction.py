@@ -88,7 +88,7 @@ def _read(name: str) -> dict[str, Any] | None:
 def places(root: Path = Path()) -> dict[str, str]:
     """Markdown by the label of its place."""
     digits = frame.load(load_params(root, "digits"), root, store=False)
-    study = frame.load(load_params(root, "digits-study"), root, store=False)
+    study, fashion = (frame.load(load_params(root, name), root, store=False) for name in ("digits-study", "fashion"))
     # Its records are from before the training adversary's step was corrected.
     older = load_params(root, "cifar10-cpu").model_copy(update={"variant": "jempp_step04"})
     small = frame.load(older, root, store=False)
@@ -100,7 +100,7 @@ def places(root: Path = Path()) -> dict[str, str]:
         "networks": _table(
             ("profile", "network", "parameters", "training images", "epochs", "train radius"), _networks(root)
         ),
-        "compute": f"{summary.wrapped(_compute(digits, study, small))}\n",
+        "compute": f"{summary.wrapped(_compute([digits, study, fashion, small]))}\n",
         "dhat": f"{summary.wrapped(_dhat())}\n",
     }
 
@@ -223,14 +223,14 @@ def _networks(root: Path) -> Iterable[Row]:
         )
 
 
-def _compute(digits: frame.Results, study: frame.Results, small: frame.Results) -> str:
+def _compute(runs: Iterable[frame.Results]) -> str:
     """Total compute behind the records in git."""
-    runs = {"digits": digits, "digits-study": study, "cifar10-cpu": small}
+    runs = [found for found in runs if found.records]
     counts = ", ".join(
-        f"{len({key[:2] for key in found.records})} trainings with {len(found.records)} records of {name}"
-        for name, found in runs.items()
+        f"{len({key[:2] for key in found.records})} trainings with {len(found.records)} records of {found.profile}"
+        for found in runs
     )
-    spent = ", ".join(f"{name} {_hours(_spent(f'repro-{name}.json'))}" for name in runs)
+    spent = ", ".join(f"{found.profile} {_hours(_spent(f'repro-{found.profile}.json'))}" for found in runs)
     return f"In git: {counts}. Measured: {spent}."
 
 
