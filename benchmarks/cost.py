@@ -93,7 +93,7 @@ def autoattack_forwards() -> float:
 
 def predict() -> dict[str, Any]:
     """Hours and memory of profile cifar10 by variant and GPU; hours of AutoAttack on one model."""
-    rows, flops, images = [], 0.0, harness.setup_of("cifar10", "ebjdat-jempp").evaluation.autoattack.images
+    rows, flops, images = [], {}, harness.setup_of("cifar10", "ebjdat-jempp").evaluation.autoattack.images
     for name in ("jem", "jempp", "sadajem"):
         setup = harness.setup_of("cifar10", f"ebjdat-{name}")
         training, recipe, network = setup.training, setup.recipe, setup.network
@@ -103,7 +103,7 @@ def predict() -> dict[str, Any]:
             0,
         ).train()
         x = torch.rand(2, 3, 32, 32)
-        flops = harness.forward_flops(model, x) / len(x)
+        flops[name] = harness.forward_flops(model, x) / len(x)
         model.dtype = torch.bfloat16
         kept = (kept_bytes(model, torch.cat([x, x])) - kept_bytes(model, x)) / len(x)
         weights = sum(parameter.numel() for parameter in model.parameters())
@@ -112,7 +112,7 @@ def predict() -> dict[str, Any]:
         fixed = weights * (4 * copies + 2) + 4 * 3072 * training.buffer_size
         fixed += 4 * 3072 * (setup.data.train + 10 * 3072 * (name != "jem"))
         held = 2 * (training.batch_size + training.px_batch_size) * kept
-        epoch = epoch_forwards(setup) * flops
+        epoch = epoch_forwards(setup) * flops[name]
         rows.append(
             {
                 "variant": name,
@@ -125,7 +125,7 @@ def predict() -> dict[str, Any]:
                 },
             }
         )
-    whole = images * autoattack_forwards() * flops
+    whole = images * autoattack_forwards() * flops["jempp"]
     hours = {gpu: [whole / peak / share / 3600 for share in SHARES] for gpu, peak in FLOAT32.items()}
     attack = {"images": images, "flop": whole, "hours": hours}
     return {"profile": "cifar10", "shares": SHARES, "variants": rows, "autoattack": attack}

@@ -84,7 +84,7 @@ def policy() -> Table:
             "not measured: no GPU at hand",
         ),
         "CPU with AVX512-BF16 or AMX: training": (
-            "bfloat16 in cifar10-smoke and cifar10-cpu",
+            "bfloat16 in cifar10-smoke, cifar10-cpu and fashion",
             "convolutions run in hardware",
             measured,
         ),

@@ -133,7 +133,8 @@ def _claims(digits: frame.Results, study: frame.Results, small: frame.Results) -
     disk = "not measured" if measured is None else size(measured["disk"])
     studied = _read("repro-digits-study.json")
     study_memory = "not measured" if studied is None else f"{studied['peak_memory'] / GIB:.1f} GiB"
-    cost = f"{_hours(_spent('repro-digits-study.json'))}, all studies of digits", study_memory, "not measured"
+    where = f" on {studied['cpu']}" if studied else ""
+    cost = f"{_hours(_spent('repro-digits-study.json'))}{where}, all studies of digits", study_memory, "not measured"
     yield f"digits, one seed: {ours} is robust", "`make repro`", _range(digits), "", minutes, memory, disk
     line = "`python -m stages.study studies/digits-headline.yaml`"
     asked = {

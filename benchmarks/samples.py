@@ -1,6 +1,7 @@
-"""The picture of the README: test images, the same images attacked, chain starts and samples.
+"""A model's picture for the pages: test images, the same images attacked, chain starts and samples.
 
-    python -m benchmarks.samples models/digits/ebjdat-jempp/0 [--out docs/pictures/samples-digits.png]
+    python -m benchmarks.samples models/digits/ebjdat-jempp/0
+    python -m benchmarks.samples models/fashion/ebjdat-jempp_energy/0 --radius 0.1 --out clothes.png
 
 One column per class. Pixels are enlarged without smoothing, so that an 8x8 digit stays what it is.
 """
@@ -18,6 +19,7 @@ import ebjdat
 from ebjdat import command, files
 from ebjdat.attacks.linf import PGD
 from ebjdat.data.prepared import load_prepared
+from ebjdat.protocols import as_fraction
 
 SIDE, MARGIN, LABELS = 64, 4, 170
 """Screen pixels of an image, at most, between images, and for the words on the left."""
@@ -31,7 +33,7 @@ def rows(folder: Path, radius: float) -> dict[str, torch.Tensor]:
     y = torch.arange(10)
     pgd = PGD(eps=radius, steps=20, step=radius / 4, random_start=True)
     attacked = pgd(model, x, y, torch.Generator().manual_seed(0))
-    found = {"test image": x, f"attacked, {round(255 * radius):g}/255": attacked}
+    found = {"test image": x, f"attacked, {as_fraction(radius)}": attacked}
     for name, steps in (("start of a chain", 0), ("sample", None)):
         found[name] = model.sample(10, y, torch.Generator().manual_seed(0), steps)
     return found

@@ -56,13 +56,11 @@ HEADLINE: dict[str, tuple[str, ...]] = {
     "epochs": ("epochs",),
 }
 """The numbers that models are compared by: short name, and the metrics that it repeats, the first that is there."""
-VIEW = "headline"
-"""Name of a view of the list of runs, with these numbers as columns."""
 
 _LOCK_SECONDS = 60.0
 _SQLITE = "sqlite:///"
 _NOTE = "mlflow.note.content"  # MLflow shows this tag's Markdown as description
-_SHARED = "mlflow.sharedViewState."  # and this one's JSON as a view that its address names
+_VIEW = "mlflow.sharedViewState.headline"  # and this one's JSON as the view that _LINK names
 _TAG_LENGTH = 5000  # characters that MLflow's databases take
 _BATCH = 800  # MLflow takes at most 1000 metrics at once
 _ABOUT = (
@@ -70,7 +68,7 @@ _ABOUT = (
     "training curves and the numbers of all its evaluation stages. To compare models, choose Model training at the top "
     "left, tick their runs and press Compare. Protocols `standard` and `released` are never mixed."
 )
-_LINK = "[Headline numbers as columns](#/experiments/{experiment}/runs?viewStateShareKey={view}). "
+_LINK = "[Headline numbers as columns](#/experiments/{experiment}/runs?viewStateShareKey=headline). "
 
 Point = tuple[str, float, int, int]
 """A metric: name, value, step, time in ms since 1970."""
@@ -122,11 +120,8 @@ class Store:
             folder = Path(uri.removeprefix(_SQLITE)).with_name("mlartifacts") / profile
             location = folder.as_uri() if uri.startswith(_SQLITE) else None
             if found is None:
-                widths = {f"metrics.`{name}`": 8 * len(name) + 24 for name in HEADLINE}  # or names are cut short
-                view = {"selectedColumns": [*widths], "columnOrder": [*widths], "columnWidths": widths}
-                made = client.create_experiment(profile, location, {f"{_SHARED}{VIEW}": json.dumps(view)})
-                text = _LINK.format(experiment=made, view=VIEW) + _ABOUT.format(profile=profile)
-                client.set_experiment_tag(made, _NOTE, text)
+                made = client.create_experiment(profile, location, {_VIEW: _view()})
+                _describe(client, made, profile)
                 return cls(client, made, uri)
             if found.lifecycle_stage != "active":
                 raise TrackingError(
@@ -135,6 +130,9 @@ class Store:
                 )
             if location and found.artifact_location != location:
                 _move_artifacts(uri, profile, found.artifact_location, location)
+            if _VIEW not in found.tags:  # made by an earlier version
+                client.set_experiment_tag(found.experiment_id, _VIEW, _view())
+                _describe(client, found.experiment_id, profile)
             return cls(client, found.experiment_id, uri)
 
     def runs(self) -> list[Any]:
@@ -534,6 +532,18 @@ def _move_artifacts(uri: str, profile: str, old: str, new: str) -> None:
                 f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
                 (new, len(old) + 1, len(old), old),
             )
+
+
+def _view() -> str:
+    """The list of runs with the headline numbers as columns, as MLflow's page keeps it."""
+    widths = {f"metrics.`{name}`": 8 * len(name) + 24 for name in HEADLINE}  # or names are cut short
+    return json.dumps({"selectedColumns": [*widths], "columnOrder": [*widths], "columnWidths": widths})
+
+
+def _describe(client: Any, experiment: str, profile: str) -> None:
+    """What the experiment is, with a link to its view."""
+    text = _LINK.format(experiment=experiment) + _ABOUT.format(profile=profile)
+    client.set_experiment_tag(experiment, _NOTE, text)
 
 
 @contextlib.contextmanager

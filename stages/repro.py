@@ -4,9 +4,10 @@ DVC says what there is, what is stale and what needs what. A stage that fails is
 need it goes on. Ctrl-C and SIGTERM reach every stage, which writes its checkpoint. What stages print goes to
 .scratch/logs/. Plain `dvc repro` does the same, one stage after the other.
 
-With `--executor slurm` each stage is a job: Slurm's `srun` hands it over, and waits and passes signals on as a local
-process does. What a job asks for stands in srun's own variables: SLURM_PARTITION, SLURM_CPUS_PER_TASK (1 unless
-given), SLURM_GPUS, SLURM_TIMELIMIT. Nodes need this folder at the same path.
+With `--executor slurm` each stage is a job: Slurm's `srun` hands it over, waits, and passes Ctrl-C on; five minutes
+before its time is up a stage gets the same. What every job asks for stands in srun's own variables, such as
+SLURM_PARTITION, SLURM_GPUS, SLURM_TIMELIMIT; its cores in SLURM_CPUS_PER_TASK (1 unless given). Nodes need this folder
+at the same path.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ QUIET_SECONDS = 30.0
 """Time between two lines of a log; a terminal has one line that is rewritten."""
 BUSY_SECONDS = 9.0
 """Time between two lines about another DVC that is waited for."""
-SLURM = ("srun", "--quit-on-interrupt", "--ntasks=1")
+SLURM = ("srun", "--disable-status", "--ntasks=1", "--signal=INT@300")
 """What comes before a stage's command where its executor is Slurm."""
 
 
@@ -236,7 +237,7 @@ class Runner:
         for name in begun:
             del self.waiting[name]
             with log_of(name).open("wb") as log:
-                through = [*SLURM, f"--job-name={name}"] if self._slurm else []
+                through = [*SLURM, f"--cpus-per-task={share}", f"--job-name={name}"] if self._slurm else []
                 line = [*through, sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
                 process = subprocess.Popen(line, stdout=log, stderr=log, env=shared, start_new_session=True)
             self.running[name] = process, time.monotonic()
@@ -327,7 +328,7 @@ def repro(targets: Sequence[str] = (), jobs: int | None = None, *, dry_run: bool
         sys.exit(command.INTERRUPTED if runner.stopped else 1)
 
 
-def parsed(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, dict[str, Any]]:
+def read_choices(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, dict[str, Any]]:
     """The command line, and what it says to :func:`repro` about how stages run."""
     parser.add_argument("--jobs", type=int, help="stages at once; default: one per core, one with a GPU, all on Slurm")
     parser.add_argument("--executor", choices=("local", "slurm"), default="local", help="where stages run")
@@ -343,7 +344,7 @@ def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("targets", nargs="*", help="stages, such as `clean` or `train@ebjdat-jempp-0`; default: all")
-    arguments, how = parsed(parser)
+    arguments, how = read_choices(parser)
     repro(arguments.targets, **how)
 
 

@@ -18,7 +18,7 @@ from ebjdat import command, files
 from ebjdat.config import PARAMS, load_params, read_yaml, resolve
 from ebjdat.errors import UserError
 from ebjdat.record import STAGES, older_protocols, outdated, read_record
-from stages.repro import parsed, repro
+from stages.repro import read_choices, repro
 
 
 def read_study(path: Path) -> list[tuple[list[str], dict[str, Any]]]:
@@ -69,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="for example studies/digits-headline.yaml")
     parser.add_argument("--profile", help="run every row with this profile")
-    arguments, how = parsed(parser)
+    arguments, how = read_choices(parser)
     rows = read_study(arguments.file)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # params.yaml is put back first
     before, failed = PARAMS.read_bytes(), 0

@@ -81,12 +81,14 @@ def test_ctrl_c_and_sigterm_reach_the_stages_which_write_a_checkpoint(checkout: 
 def test_on_slurm_each_stage_is_a_job_with_its_own_share_of_cores(checkout: Path, tmp_path: Path) -> None:
     edit_training(checkout)
     srun = tmp_path / "srun"
-    srun.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/asked\nshift 3\nexec "$@"\n')
+    srun.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/asked\nshift 5\nexec "$@"\n')
     srun.chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
     done = python(checkout, "stages.repro", "--executor", "slurm", "train", PATH=path, SLURM_CPUS_PER_TASK="3")
     assert done.returncode == 0, done.stderr
-    asked = {line.split()[2] for line in (tmp_path / "asked").read_text().splitlines()}
+    lines = [line.split() for line in (tmp_path / "asked").read_text().splitlines()]
+    assert all({"--disable-status", "--cpus-per-task=3"} <= set(line) for line in lines), "gets Ctrl-C, and its cores"
+    asked = {line[4] for line in lines}
     assert (
         asked >= {f"--job-name={name}" for name in TRAIN}
         and f"{len(asked)} stages, {len(asked)} at once" in done.stdout

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from ebjdat import files
 from ebjdat.config import Params, load_params
 from ebjdat.errors import UserError
 from ebjdat.results import claims, frame, tables
@@ -31,8 +32,8 @@ def committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         capture_output=True,
         check=True,
     )
-    with zipfile.ZipFile(io.BytesIO(archive.stdout)) as files:
-        files.extractall(tmp_path)
+    with zipfile.ZipFile(io.BytesIO(archive.stdout)) as content:
+        content.extractall(tmp_path)
     monkeypatch.chdir(tmp_path)
 
 
@@ -64,6 +65,10 @@ def test_every_page_shows_what_the_records_give() -> None:
         results = frame.load(load_params(profile=profile), store=False)
         for page, text in pages.items():
             assert tables.fill(text, results) == text, page
+
+
+def test_the_metrics_file_shows_what_the_records_give() -> None:
+    assert files.read_json(tables.METRICS) == tables.headline(frame.load(load_params(), store=False))
 
 
 def test_the_readme_says_that_nothing_is_reproduced_as_long_as_that_is_so() -> None:

@@ -228,10 +228,15 @@ def checkpoints(results: Results) -> Table:
         (name, which): f"{metric}{both[which]}"
         for name, metric in metrics.items()
         for which in both
-        if not models or any(len(results.values(model, f"{metric}-last")) for model in models)
+        if not models or any(_is_known(results, model, f"{metric}-last") for model in models)
     }
     title, extra = "Best and last checkpoint", "Accuracy (%)."
     return cells.pivot(results, "checkpoints", title, models, columns, protocol=STANDARD, extra=extra)
+
+
+def _is_known(results: Results, model: str, metric: str) -> bool:
+    """Whether there is a number, or an outdated one that has to be told."""
+    return bool(len(results.values(model, metric))) or results.missing(model, metric) == "outdated"
 
 
 _MASKING_WORDS = {"shown": "pass", "not rejected": "not rejected", "failed": "FAIL"}
@@ -314,8 +319,8 @@ def readme(results: Results) -> Table:
     ours = [f"ebjdat-{variant}", f"ebjdat-{variant}_energy", f"base-{variant}", f"control-{variant}"]
     known = names.with_records(results)
     models = [model for model in [*ours, *results.params.baselines] if model in known] or ours[:1]
-    real = [results.values(model, f"generate/generation/test-{distance}").mean() for model in models]
-    floor = next((f" (real test images: {value:.2f})" for value in real if value == value), "")
+    real = [value for model in models for value in results.values(model, f"generate/generation/test-{distance}")]
+    floor = f" (real test images: {real[0]:.2f})" if real else ""
     extra = f"± over seeds; accuracies in %; distance: lower is better{floor}."
     title = "In four numbers"
     return cells.pivot(results, "readme", title, models, columns, protocol=STANDARD, extra=extra, show=cells.short)
@@ -384,7 +389,7 @@ def trained(results: Results) -> Table:
         term = (
             "none"
             if recipe is None or not recipe.w_energy
-            else f"{names.FORMS[recipe.reading]}, w2 = {recipe.w_energy:g}"
+            else f"{names.FORMS.get(recipe.reading, recipe.reading)}, w2 = {recipe.w_energy:g}"
         )
         chains = "" if recipe is None else f"{recipe.chain_start}, {recipe.steps} steps"
         radius = as_fraction(training.train_eps) if adversarial else "none"

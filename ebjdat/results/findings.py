@@ -27,10 +27,6 @@ RIVALS = {
 """What a model is compared with, and its name there; ``start`` is about samples of the same model."""
 
 
-SAID = ("points", "nats")
-"""Units that stand beside a number; others are clear from the quantity."""
-
-
 class Question(NamedTuple):
     """What is asked: the first model, the quantity by its name in studies.yaml, the rival (of :data:`RIVALS`)."""
 
@@ -56,8 +52,16 @@ class Finding:
         """Mean and 95 % interval."""
         return self.difference.text(1 if self.unit == "points" else 2)
 
+    @property
+    def shown_unit(self) -> str:
+        """The unit where it is not clear from the quantity, else empty."""
+        return self.unit if self.unit in ("points", "nats") else ""
+
     def __str__(self) -> str:
-        return f"{self.verdict} {self.numbers} ({self.difference.seeds})"
+        """Mean, interval and verdict; said is why an interval without 0 decides nothing."""
+        low, high = self.difference.interval
+        corrected = " after correction" if self.verdict == "undecided" and low * high > 0 else ""
+        return f"{self.numbers} {self.verdict}{corrected}"
 
 
 def rivals(model: str) -> dict[str, str]:
@@ -105,10 +109,14 @@ def table(results: Results) -> Table:
         for rival, name in RIVALS.items():
             asked = [found.get(Question(model, quantity, rival)) for model in models]
             if any(asked):
-                margin = f"{about['margin']:g} {about['unit'] if about['unit'] in SAID else ''}".strip()
-                rows[f"{quantity}: minus {name}"] = [margin, *(str(one or "") for one in asked)]
+                unit = next(one.shown_unit for one in asked if one)
+                margin = f"{about['margin']:g} {unit}".strip()
+                rows[f"{quantity}: minus {name}"] = [
+                    margin,
+                    *(f"{one} ({one.difference.seeds})" if one else "" for one in asked),
+                ]
     questions = max((sum(one.model == model for one in found) for model in models), default=0)
-    extra = f"Verdict, difference, 95 % interval, (seeds); at most {questions} questions about a model (Holm)."
+    extra = f"Difference, 95 % interval, verdict, (seeds); at most {questions} questions about a model (Holm)."
     metrics = [about["metric"] for about in names.studies()["quantities"].values()]
     text = cells.caption(results, models, metrics, STANDARD, extra)
     heads = ["margin", *(names.display_name(results.params, model) for model in models)]

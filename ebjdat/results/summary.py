@@ -12,7 +12,7 @@ from scipy.special import stdtrit
 
 from ebjdat.protocols import STANDARD
 from ebjdat.results.cells import Table, grid
-from ebjdat.results.findings import RIVALS, SAID, Finding, Question, findings
+from ebjdat.results.findings import RIVALS, Question, findings
 from ebjdat.results.frame import Results
 from ebjdat.results.names import COMPARED, FORMS, display_name
 from ebjdat.results.statistics import VERDICTS, count_seeds
@@ -85,27 +85,18 @@ def short(results: Results) -> Table | None:
     """The numbers of :data:`FIRST` that the records answer: a column for each form; None where they answer none."""
     found, forms, rows = findings(results), _forms(results), {}
     for quantity, rival in FIRST:
-        one = [found.get(Question(model, quantity, rival)) for model in forms.values()]
-        answered = list(filter(None, one))
+        asked = [found.get(Question(model, quantity, rival)) for model in forms.values()]
+        answered = list(filter(None, asked))
         if answered:
-            unit = f", {answered[0].unit}" if answered[0].unit in SAID else ""
+            unit = f", {answered[0].shown_unit}" if answered[0].shown_unit else ""
             counts = {(each.difference.images, each.difference.seeds) for each in answered}
             rests = " and ".join((f"{n} images, " if n else "") + count_seeds(seeds) for n, seeds in sorted(counts))
-            rows[f"{quantity}{unit}: minus {RIVALS[rival]}"] = [*map(_cell, one), rests]
+            rows[f"{quantity}{unit}: minus {RIVALS[rival]}"] = [*(str(one or "") for one in asked), rests]
     if not rows:
         return None
     name = display_name(results.params, f"base-{results.params.variant}")
     text = f"EB-JDAT-{name} on {results.profile}, protocol {STANDARD.name}."
     return Table("short", "Differences", text, grid("Difference", [*forms, "from"], rows))
-
-
-def _cell(one: Finding | None) -> str:
-    """Difference, interval and verdict; said is why an interval without 0 decides nothing."""
-    if one is None:
-        return ""
-    low, high = one.difference.interval
-    corrected = " after correction" if one.verdict == "undecided" and low * high > 0 else ""
-    return f"{one.numbers} {one.verdict.replace('equal', f'equal within {one.margin:g}')}{corrected}"
 
 
 def check(results: Results) -> str:

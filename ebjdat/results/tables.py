@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ebjdat import files, tracking
-from ebjdat.config import load_params
 from ebjdat.errors import UserError
 from ebjdat.protocols import PROTOCOLS
-from ebjdat.results import extended, findings, frame, paper, summary
+from ebjdat.results import extended, findings, paper, summary
 from ebjdat.results.cells import Table
 from ebjdat.results.frame import Results
 from ebjdat.results.names import studies
@@ -140,9 +139,5 @@ def read_page(path: Path, profile: str) -> str:
 
 
 def fill_page(path: Path, results: Results) -> None:
-    """Fill the places of a file, those of other profiles from their records (errors: see :func:`read_page`)."""
-    text = fill(read_page(path, results.profile), results)
-    others = {place.partition("/")[0] for _, place, _ in _PLACE.findall(text)} - {results.profile}
-    for profile in sorted(others):
-        text = fill(text, frame.load(load_params(profile=profile), store=False))
-    files.write_text(path, text)
+    """Fill the places of a file (errors: see :func:`read_page` and :func:`fill`)."""
+    files.write_text(path, fill(read_page(path, results.profile), results))
