@@ -40,6 +40,10 @@ def test_the_answer_says_what_the_verdicts_say(study: Results, monkeypatch: pyte
     told = "against the control: the energy term narrows the gap E(x_adv) - E(x) and keeps accuracy under AutoAttack "
     told += "(this pair); undecided: d', PGD-20."
     assert summary.answer(study) == [f"Code form, {told}", f"Equations, {told}"]
+    monkeypatch.setattr(
+        summary, "findings", lambda results: {q: replace(o, verdict="undecided") for q, o in changed.items()}
+    )
+    assert summary.answer(study)[0].startswith("Code form, against the control: undecided: E(x_adv) - E(x), d'")
     texts = summary.texts(study)
     assert max(len(line) for line in f"{texts['answer']}{texts['check']}".splitlines()) <= 120
 
@@ -48,6 +52,11 @@ def test_an_interval_without_0_that_decides_nothing_says_why(study: Results) -> 
     one = findings(study)[Question("ebjdat-jempp", "AutoAttack", "pgd_at")]
     assert str(one).endswith("] lower")
     assert str(replace(one, verdict="undecided")).endswith("] undecided after correction")
+
+
+def test_no_line_begins_with_a_minus() -> None:
+    text = f"- {'x' * 108} E(x_adv) - E(x)"
+    assert summary.wrapped(text) == f"- {'x' * 108}\n  E(x_adv) - E(x)"
 
 
 def test_the_range_to_check_against_holds_the_seeds_that_it_is_made_of(study: Results) -> None:

@@ -26,6 +26,7 @@ FIRST = (
     ("AutoAttack", "unweighted"),
     ("PGD-20", "unweighted"),
     ("AutoAttack", "pgd_at"),
+    ("PGD-20", "pgd_at"),
     ("Fréchet distance", "start"),
     ("FID", "start"),
 )
@@ -53,7 +54,9 @@ def texts(results: Results) -> dict[str, str]:
 
 def wrapped(text: str) -> str:
     """Lines of at most 120 characters, those after the first of a list's item indented."""
-    return textwrap.fill(text, 120, subsequent_indent="  " if text.startswith("- ") else "", break_on_hyphens=False)
+    kept = text.replace(" - ", "\xa0-\xa0")  # a line that begins with a minus would be an item of a list
+    indent = "  " if text.startswith("- ") else ""
+    return textwrap.fill(kept, 120, subsequent_indent=indent, break_on_hyphens=False).replace("\xa0", " ")
 
 
 def _forms(results: Results) -> dict[str, str]:
@@ -74,10 +77,10 @@ def answer(results: Results) -> list[str]:
             elif one:
                 word, _, alone = one.verdict.partition(",")
                 known.append(f"{verbs[VERDICTS.index(word)]} {what}" + (f" ({alone.strip()})" if alone else ""))
-        parts = [" and ".join(known)] if known else []
+        parts = [f"the energy term {' and '.join(known)}"] if known else []
         parts += [f"undecided: {', '.join(unknown)}"] if unknown else []
         if parts:
-            said.append(f"{form[0].upper()}{form[1:]}, against {RIVALS[rival]}: the energy term {'; '.join(parts)}.")
+            said.append(f"{form[0].upper()}{form[1:]}, against {RIVALS[rival]}: {'; '.join(parts)}.")
     return said
 
 
