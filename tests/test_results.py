@@ -45,7 +45,7 @@ def edited_tables(params: Params) -> list[str]:
     return sorted(path.as_posix() for path in {*wrong, *(there - {folder / name for name in texts})})
 
 
-@pytest.mark.parametrize("profile", ["digits", "digits-study", "cifar10-cpu"])
+@pytest.mark.parametrize("profile", ["digits", "digits-study", "fashion", "cifar10-cpu"])
 def test_the_tables_show_what_the_records_give(profile: str) -> None:
     params = load_params(profile=profile)
     assert edited_tables(params) == []
