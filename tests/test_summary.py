@@ -20,13 +20,11 @@ def study() -> Results:
     return frame.load(load_params(ROOT, "digits-study"), ROOT, store=False)
 
 
-def test_a_row_gives_difference_interval_verdict_images_and_seeds(study: Results) -> None:
+def test_a_row_gives_difference_interval_verdict_and_seeds(study: Results) -> None:
     one = findings(study)[Question("ebjdat-jempp", "AutoAttack", "pgd_at")]
     table = summary.short(study)
-    assert table is not None
-    code_form, _, rests = table.body.loc["AutoAttack, points: minus PGD-AT"]
-    assert code_form == f"{one.numbers} {one.verdict}"
-    assert rests == f"{one.difference.images} images, {one.difference.seeds} seeds"
+    assert table.body.loc["AutoAttack, points: minus PGD-AT", ("", "code form")] == str(one)
+    assert str(one) == f"{one.numbers} {one.verdict} ({one.difference.seeds})" and "n = 397" in table.caption
 
 
 def test_the_answer_says_what_the_verdicts_say(study: Results, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,8 +48,8 @@ def test_the_answer_says_what_the_verdicts_say(study: Results, monkeypatch: pyte
 
 def test_an_interval_without_0_that_decides_nothing_says_why(study: Results) -> None:
     one = findings(study)[Question("ebjdat-jempp", "AutoAttack", "pgd_at")]
-    assert str(one).endswith("] lower")
-    assert str(replace(one, verdict="undecided")).endswith("] undecided after correction")
+    assert str(one).endswith("] lower (3)")
+    assert str(replace(one, verdict="undecided")).endswith("] undecided after correction (3)")
 
 
 def test_no_line_begins_with_a_minus() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ebjdat.config import MASKING_INPUTS, Variant
+from ebjdat.config import MASKING_INPUTS
 from ebjdat.evaluation.masking import VERDICTS
 from ebjdat.protocols import PROTOCOLS, STANDARD, Protocol, as_fraction
 from ebjdat.results import cells, names
@@ -224,19 +224,14 @@ def checkpoints(results: Results) -> Table:
     metrics = names.COMPARED | {"APGD-CE + APGD-T": "autoattack/standard/apgd-ce-t"}
     del metrics["AutoAttack"]  # the last checkpoint meets its first two attacks alone
     models = _with_numbers(results, "clean/standard/clean-last")
-    columns: dict[Any, str] = {
+    columns = {
         (name, which): f"{metric}{both[which]}"
         for name, metric in metrics.items()
         for which in both
-        if not models or any(_is_known(results, model, f"{metric}-last") for model in models)
+        if f"{metric}-last" in results.frame or not models
     }
     title, extra = "Best and last checkpoint", "Accuracy (%)."
     return cells.pivot(results, "checkpoints", title, models, columns, protocol=STANDARD, extra=extra)
-
-
-def _is_known(results: Results, model: str, metric: str) -> bool:
-    """Whether there is a number, or an outdated one that has to be told."""
-    return bool(len(results.values(model, metric))) or results.missing(model, metric) == "outdated"
 
 
 _MASKING_WORDS = {"shown": "pass", "not rejected": "not rejected", "failed": "FAIL"}
@@ -295,7 +290,9 @@ def studies(results: Results) -> list[Table]:
         table = cells.pivot(results, label, one["title"], models, shown, protocol=STANDARD, extra=extra)
         table.body[:] = table.body.map(lambda text: text.split(" [")[0])
         recipes = [results.params.recipe(model) for model in models]
-        table.body.insert(0, ("", "adversary"), [_adversary(recipe) for recipe in recipes])
+        code_form = names.FORMS["cross_entropy"]  # whose adversary the control has
+        met = [names.FORMS.get(r.reading, code_form) if r and (r.w_adversarial or r.w_energy) else "" for r in recipes]
+        table.body.insert(0, ("", "adversary"), met)
         weights = [f"{r.w_px:g}, {r.w_clean:g}, {r.w_energy:g}, {r.w_adversarial:g}" if r else "" for r in recipes]
         table.body.insert(1, ("", "w1, w_clean, w2, w3"), weights)
         epochs = [str(results.params.training(model).epochs) for model in models]
@@ -305,25 +302,18 @@ def studies(results: Results) -> list[Table]:
     return found
 
 
-def _adversary(recipe: Variant | None) -> str:
-    """Whose training images a JEM model meets; the control crafts as the code form does."""
-    if recipe is None or not (recipe.w_adversarial or recipe.w_energy):
-        return ""
-    return names.FORMS.get(recipe.reading, names.FORMS["cross_entropy"])
-
-
 def readme(results: Results) -> Table:
     """The current variant and the baselines in four numbers, for the README."""
     variant, distance = results.params.variant, distances(results)[0]
     columns = names.COMPARED | {names.DISTANCES[distance]: f"generate/generation/{distance}"}
     ours = [f"ebjdat-{variant}", f"ebjdat-{variant}_energy", f"base-{variant}", f"control-{variant}"]
-    known = names.with_records(results)
-    models = [model for model in [*ours, *results.params.baselines] if model in known] or ours[:1]
+    models = [m for m in [*ours, *results.params.baselines] if m in names.with_records(results)] or ours[:1]
     real = [value for model in models for value in results.values(model, f"generate/generation/test-{distance}")]
     floor = f" (real test images: {real[0]:.2f})" if real else ""
     extra = f"± over seeds; accuracies in %; distance: lower is better{floor}."
-    title = "In four numbers"
-    return cells.pivot(results, "readme", title, models, columns, protocol=STANDARD, extra=extra, show=cells.short)
+    return cells.pivot(
+        results, "readme", "Four numbers", models, columns, protocol=STANDARD, extra=extra, show=cells.short
+    )
 
 
 def settings(results: Results) -> Table:

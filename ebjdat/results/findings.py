@@ -58,10 +58,10 @@ class Finding:
         return self.unit if self.unit in ("points", "nats") else ""
 
     def __str__(self) -> str:
-        """Mean, interval and verdict; said is why an interval without 0 decides nothing."""
+        """Mean, interval, verdict and number of seeds; said is why an interval without 0 decides nothing."""
         low, high = self.difference.interval
         corrected = " after correction" if self.verdict == "undecided" and low * high > 0 else ""
-        return f"{self.numbers} {self.verdict}{corrected}"
+        return f"{self.numbers} {self.verdict}{corrected} ({self.difference.seeds})"
 
 
 def rivals(model: str) -> dict[str, str]:
@@ -111,12 +111,9 @@ def table(results: Results) -> Table:
             if any(asked):
                 unit = next(one.shown_unit for one in asked if one)
                 margin = f"{about['margin']:g} {unit}".strip()
-                rows[f"{quantity}: minus {name}"] = [
-                    margin,
-                    *(f"{one} ({one.difference.seeds})" if one else "" for one in asked),
-                ]
+                rows[f"{quantity}: minus {name}"] = [margin, *(str(one or "") for one in asked)]
     questions = max((sum(one.model == model for one in found) for model in models), default=0)
-    extra = f"Difference, 95 % interval, verdict, (seeds); at most {questions} questions about a model (Holm)."
+    extra = f"Difference, 95 % interval, verdict (seeds); at most {questions} questions about a model (Holm)."
     metrics = [about["metric"] for about in names.studies()["quantities"].values()]
     text = cells.caption(results, models, metrics, STANDARD, extra)
     heads = ["margin", *(names.display_name(results.params, model) for model in models)]

@@ -11,10 +11,10 @@ import numpy as np
 from scipy.special import stdtrit
 
 from ebjdat.protocols import STANDARD
-from ebjdat.results.cells import Table, grid
+from ebjdat.results.cells import Table, caption, grid
 from ebjdat.results.findings import RIVALS, Question, findings
 from ebjdat.results.frame import Results
-from ebjdat.results.names import COMPARED, FORMS, display_name
+from ebjdat.results.names import COMPARED, FORMS, display_name, studies
 from ebjdat.results.statistics import VERDICTS, count_seeds
 from ebjdat.statistics import wilson
 
@@ -47,7 +47,7 @@ def texts(results: Results) -> dict[str, str]:
     table = short(results)
     return {
         "answer": "".join(f"{wrapped(f'- {sentence}')}\n" for sentence in answer(results)),
-        "short": table.markdown() if table else "",
+        "short": table.markdown() if len(table.body) else "",
         "check": f"{wrapped(check(results))}\n",
     }
 
@@ -84,22 +84,18 @@ def answer(results: Results) -> list[str]:
     return said
 
 
-def short(results: Results) -> Table | None:
-    """The numbers of :data:`FIRST` that the records answer: a column for each form; None where they answer none."""
-    found, forms, rows = findings(results), _forms(results), {}
+def short(results: Results) -> Table:
+    """The numbers of :data:`FIRST` that the records answer: a column for each form."""
+    found, forms, rows, metrics = findings(results), _forms(results), {}, []
     for quantity, rival in FIRST:
         asked = [found.get(Question(model, quantity, rival)) for model in forms.values()]
-        answered = list(filter(None, asked))
-        if answered:
-            unit = f", {answered[0].shown_unit}" if answered[0].shown_unit else ""
-            counts = {(each.difference.images, each.difference.seeds) for each in answered}
-            rests = " and ".join((f"{n} images, " if n else "") + count_seeds(seeds) for n, seeds in sorted(counts))
-            rows[f"{quantity}{unit}: minus {RIVALS[rival]}"] = [*(str(one or "") for one in asked), rests]
-    if not rows:
-        return None
-    name = display_name(results.params, f"base-{results.params.variant}")
-    text = f"EB-JDAT-{name} on {results.profile}, protocol {STANDARD.name}."
-    return Table("short", "Differences", text, grid("Difference", [*forms, "from"], rows))
+        unit = next((f", {one.shown_unit}" for one in asked if one and one.shown_unit), "")
+        if any(asked):
+            rows[f"{quantity}{unit}: minus {RIVALS[rival]}"] = [str(one or "") for one in asked]
+            metrics.append(studies()["quantities"][quantity]["metric"])
+    text = caption(results, forms.values(), metrics, STANDARD, "Difference, 95 % interval, verdict (seeds).")
+    head = f"EB-JDAT-{display_name(results.params, f'base-{results.params.variant}')}"
+    return Table("short", "Differences", text, grid(head, forms, rows))
 
 
 def check(results: Results) -> str:
