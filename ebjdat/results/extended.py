@@ -310,10 +310,11 @@ def readme(results: Results) -> Table:
     models = [m for m in [*ours, *results.params.baselines] if m in names.with_records(results)] or ours[:1]
     real = [value for model in models for value in results.values(model, f"generate/generation/test-{distance}")]
     floor = f" (real test images: {real[0]:.2f})" if real else ""
-    extra = f"± over seeds; accuracies in %; distance: lower is better{floor}."
-    return cells.pivot(
-        results, "readme", "Four numbers", models, columns, protocol=STANDARD, extra=extra, show=cells.short
-    )
+    how: dict[str, Any] = {
+        "extra": f"± over seeds; accuracies in %; distance: lower is better{floor}.",
+        "show": cells.short,
+    }
+    return cells.pivot(results, "readme", "In four numbers", models, columns, protocol=STANDARD, **how)
 
 
 def settings(results: Results) -> Table:
