@@ -224,12 +224,8 @@ def checkpoints(results: Results) -> Table:
     metrics = names.COMPARED | {"APGD-CE + APGD-T": "autoattack/standard/apgd-ce-t"}
     del metrics["AutoAttack"]  # the last checkpoint meets its first two attacks alone
     models = _with_numbers(results, "clean/standard/clean-last")
-    columns = {
-        (name, which): f"{metric}{both[which]}"
-        for name, metric in metrics.items()
-        for which in both
-        if f"{metric}-last" in results.frame or not models
-    }
+    known = {name: metric for name, metric in metrics.items() if f"{metric}-last" in results.frame or not models}
+    columns = {(name, which): f"{metric}{both[which]}" for name, metric in known.items() for which in both}
     title, extra = "Best and last checkpoint", "Accuracy (%)."
     return cells.pivot(results, "checkpoints", title, models, columns, protocol=STANDARD, extra=extra)
 
