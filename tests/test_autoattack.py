@@ -127,7 +127,7 @@ def test_the_start_of_the_cascade_is_its_first_two_attacks(short: None) -> None:
     whole, start = (run_job(robust_model(), *part(job()), job(name)) for name in ("cascade", "cascade-start"))
     assert list(start.robust) == ["apgd-ce", "apgd-t"]
     np.testing.assert_array_equal(start.final, whole.robust["apgd-t"])
-    assert start.final.sum() < whole.robust["apgd-ce"].sum()
+    assert (start.final <= whole.robust["apgd-ce"]).all() and start.final.any()
 
 
 def test_jobs_of_two_checkpoints_each_meet_their_own_model() -> None:
