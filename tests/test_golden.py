@@ -32,8 +32,9 @@ STEPS = {"square": 300, "fab-t": 10, "apgd-t": 10}
 """Of AutoAttack, for time; tests/test_protocols.py pins the real ones."""
 STAGES = ("clean", "autoattack", "craft", "transfer", "sweep", "eot", "generate")
 TOLERANCE = {"count": 3, "relative": 0.05, "absolute": 0.06}
-"""Another CPU rounds otherwise: a few images of a rate or a share (2 of 40 were seen), a twentieth of a value. A change of
-the method moves more."""
+"""Another CPU rounds otherwise: a few images of a rate or a share (2 of 40 were seen), a twentieth of a value.
+
+A change of the method moves more."""
 
 
 def made(folder: Path) -> dict[str, dict[str, float]]:
