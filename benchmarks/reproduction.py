@@ -9,6 +9,7 @@ Measured times go to ``benchmarks/results/repro-<profile>.json``; every row says
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import statistics
@@ -110,7 +111,7 @@ def _machine(found: dict[str, Any] | None) -> str:
         return "`make repro` has not been timed yet."
     cpu = found["cpu"].replace("(R)", "")
     return (
-        f"Measured: {found['wall_seconds'] / 60:.0f} minutes on {found['cores']} cores ({cpu}), "
+        f"Measured: {math.ceil(found['wall_seconds'] / 60)} minutes on {found['cores']} cores ({cpu}), "
         f"{found['peak_memory'] / GIB:.1f} GiB per process, {size(found['disk'])} of disk beside "
         f"{found['packages'] / GIB:.0f} GiB of packages."
     )
@@ -129,7 +130,7 @@ def _claims(digits: frame.Results, study: frame.Results, small: frame.Results) -
     model = f"ebjdat-{digits.params.variant}"
     ours, measured = display_name(digits.params, model), _read("repro-digits.json")
     memory = "not measured" if measured is None else f"{measured['peak_memory'] / GIB:.1f} GiB"
-    minutes = "not measured" if measured is None else f"{measured['wall_seconds'] / 60:.0f} min"
+    minutes = "not measured" if measured is None else f"{math.ceil(measured['wall_seconds'] / 60)} min"
     disk = "not measured" if measured is None else size(measured["disk"])
     studied = _read("repro-digits-study.json")
     study_memory = "not measured" if studied is None else f"{studied['peak_memory'] / GIB:.1f} GiB"
