@@ -34,7 +34,8 @@ def main() -> None:
         digest = files.digest(list(read_records(params.profile)), 64)
         files.write_json(Path("results", params.profile, "logged.json"), {"records": digest})
     left_out = f", {len(results.outdated)} outdated ones left out" if results.outdated else ""
-    print(f"{params.profile}: {len(written)} tables of {len(results.records)} records{left_out}; results/claims.md")
+    also = "" if arguments.profile else "; results/claims.md"
+    print(f"{params.profile}: {len(written)} tables of {len(results.records)} records{left_out}{also}")
 
 
 if __name__ == "__main__":
