@@ -88,11 +88,11 @@ def _read(name: str) -> dict[str, Any] | None:
 
 def places(root: Path = Path()) -> dict[str, str]:
     """Markdown by the label of its place."""
-    digits = frame.load(load_params(root, "digits"), root, store=False)
-    study, fashion = (frame.load(load_params(root, name), root, store=False) for name in ("digits-study", "fashion"))
+    digits = frame.load(load_params(root, "digits"), root)
+    study, fashion = (frame.load(load_params(root, name), root) for name in ("digits-study", "fashion"))
     # Its records are from before the training adversary's step was corrected.
     older = load_params(root, "cifar10-cpu").model_copy(update={"variant": "jempp_step04"})
-    small = frame.load(older, root, store=False)
+    small = frame.load(older, root)
     return {
         "readme": f"{summary.wrapped(_machine(_read('repro-digits.json')))}\n",
         "claims": _table(

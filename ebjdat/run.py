@@ -80,6 +80,11 @@ class Run:
         """Folder of what ``stage`` leaves besides: per-image arrays, pictures; in DVC's cache."""
         return Path("results") / self.profile / "arrays" / self.model / str(self.seed) / stage
 
+    @property
+    def pictures(self) -> Path:
+        """Folder of the pictures that the stage ``log`` draws of this run; in DVC's cache."""
+        return Path("results") / self.profile / "pictures" / self.model / str(self.seed)
+
     def crafted(self) -> Path:
         """Adversarial images crafted on this run, for the transfer stage of others; in DVC's cache."""
         return Path("results") / self.profile / "crafted" / str(self.seed) / self.model

@@ -1,7 +1,7 @@
 """MLflow, the store that people compare in: one run per trained model, with its curves and all its numbers.
 
 The store is ``mlflow.db`` in the main checkout, also for queued and ``--temp`` experiments. It never stops a run: where
-it is locked, unreachable or unwritable there is one warning, and the next ``python -m stages.tables`` logs what is
+it is locked, unreachable or unwritable there is one warning, and the next ``python -m stages.log`` logs what is
 missing, since records and history files are still on disk. ``EBJDAT_STRICT_TRACKING=1`` makes the same failure fatal.
 MLflow takes seconds to import, so it is imported late.
 """
@@ -9,6 +9,8 @@ MLflow takes seconds to import, so it is imported late.
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import logging
 import math
@@ -20,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -72,8 +74,6 @@ _LINK = "[Headline numbers as columns](#/experiments/{experiment}/runs?viewState
 
 Point = tuple[str, float, int, int]
 """A metric: name, value, step, time in ms since 1970."""
-Pictures = Callable[[Run], Mapping[str, bytes]]
-"""Further files of a run by name."""
 
 
 class TrackingError(UserError):
@@ -88,7 +88,7 @@ def warn(error: TrackingError, what: str) -> None:
     """
     if _strict():
         raise TrackingError(f"{error} ({STRICT}=1 makes this fatal)") from error
-    later = "the next `python -m stages.tables` logs what is missing"
+    later = "the next `python -m stages.log` logs what is missing"
     print(f"warning: {what} not logged: {error}; {later}", file=sys.stderr)
 
 
@@ -319,7 +319,7 @@ class Curves:
             warn(self._failure, f"curves of {self._run}")
 
 
-def log_records(profile: str, records: Iterable[Record], pictures: Pictures = lambda run: {}) -> int:
+def log_records(profile: str, records: Iterable[Record]) -> int:
     """Log every record of a profile that the store lacks, with curves, times and pictures where they are on disk.
 
     Returns how many were logged. TrackingError: the store failed; the next call logs what is missing then.
@@ -329,10 +329,10 @@ def log_records(profile: str, records: Iterable[Record], pictures: Pictures = la
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(key_of(run_of(record), trained_with(record)), []).append(record)
-    return sum(_complete(store, known.get(key), group, pictures) for key, group in groups.items())
+    return sum(_complete(store, known.get(key), group) for key, group in groups.items())
 
 
-def _complete(store: Store, known: Any, records: Sequence[Record], pictures: Pictures) -> int:
+def _complete(store: Store, known: Any, records: Sequence[Record]) -> int:
     """Log what the run of these records lacks; ``known``: that run as MLflow gives it, None where it is new."""
     run = run_of(records[0])
     weights, points, tags = _curve(run, records, known.data.tags.get(WEIGHTS, "") if known else "")
@@ -357,7 +357,7 @@ def _complete(store: Store, known: Any, records: Sequence[Record], pictures: Pic
     if missing or weights != before.get(WEIGHTS, ""):
         store.log(run_id, points, tags | {WEIGHTS: weights})
     if missing:
-        _attach(store, run_id, run, missing, pictures(run))
+        _attach(store, run_id, run, missing)
         # These tags come last: without them a record does not count as logged.
         store.log(run_id, tags={_mark(record): digest_of(record) for record in missing})
     if not known or known.info.status == "RUNNING":  # a record means that the training is over, however it ended
@@ -381,9 +381,9 @@ def _curve(run: Run, records: Sequence[Record], tagged: str) -> tuple[str, list[
     return files.file_hash(folder / "best.pt"), [point for row in rows for point in _epoch_points(row)], tags
 
 
-def _attach(store: Store, run_id: str, run: Run, records: Sequence[Record], pictures: Mapping[str, bytes]) -> None:
-    """Keep record files, pictures and tables that lie beside their arrays, and further pictures with a run."""
-    found = {f"pictures/{name}": content for name, content in pictures.items()}
+def _attach(store: Store, run_id: str, run: Run, records: Sequence[Record]) -> None:
+    """Keep a run's pictures with it, record files, and pictures and tables that lie beside their arrays."""
+    found = {f"pictures/{path.name}": path.read_bytes() for path in run.pictures.glob("*.png")}
     for stage in (record["stage"] for record in records):
         shown = [path for path in run.arrays(stage).glob("*.*") if path.suffix in (".png", ".csv")]
         found |= {f"{stage}/{path.name}": path.read_bytes() for path in shown}
@@ -395,6 +395,46 @@ def _attach(store: Store, run_id: str, run: Run, records: Sequence[Record], pict
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(content)
         store.attach(run_id, scratch)
+
+
+def log_frame(profile: str, records: Sequence[Record]) -> int:
+    """Log what the store lacks and write the profile's frame: these records' numbers, as MLflow gives them back.
+
+    A row per (model, seed); columns ``record.<stage>``, a digest of the record whose numbers these are, and metrics
+    ``<stage>/<metric>``. A store that fails costs one warning, and the frame has no rows.
+
+    Returns how many records were logged. TrackingError: the store failed and tracking is strict.
+    """
+    logged: dict[tuple[str, str], Mapping[Hashable, Any]] = {}
+    count, rows = 0, dict[Run, dict[str, Any]]()
+    try:
+        count = log_records(profile, records)
+        for found in search(profile).to_dict("records"):
+            logged |= {(str(name), str(tag)): found for name, tag in found.items() if str(name).startswith("tags.")}
+    except TrackingError as error:
+        warn(error, "records")
+    for record in records:
+        if run := logged.get((f"tags.{_mark(record)}", digest_of(record))):
+            numbers = {str(name).removeprefix("metrics."): value for name, value in run.items()}
+            row = rows.setdefault(run_of(record), {"model": record["model"], "seed": record["seed"]})
+            row |= {_mark(record): digest_of(record)} | stage_metrics(numbers, record["stage"])
+    columns = ["model", "seed", *sorted({name for row in rows.values() for name in row} - {"model", "seed"})]
+    lines = io.StringIO()
+    writer = csv.DictWriter(lines, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows.values())
+    files.write_text(frame_path(profile), lines.getvalue())
+    return count
+
+
+def frame_path(profile: str) -> Path:
+    """Where :func:`log_frame` writes."""
+    return Path("results") / profile / "frame.csv"
+
+
+def stage_metrics(numbers: Mapping[str, Any], stage: str) -> dict[str, float]:
+    """Those of a stage, without what other runs have and this one lacks."""
+    return {name: v for name, v in numbers.items() if name.startswith(f"{stage}/") and v == v}
 
 
 def digest_of(record: Record) -> str:

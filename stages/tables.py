@@ -1,4 +1,4 @@
-"""Records into MLflow; tables, claims, metrics and plots from it."""
+"""Tables, figures, claims, metrics, plots and the report page, from the numbers that the stage ``log`` left."""
 
 import argparse
 from pathlib import Path
@@ -15,26 +15,23 @@ def main() -> None:
 
     from ebjdat import files
     from ebjdat.config import load_params
-    from ebjdat.record import read_records
-    from ebjdat.results import claims, figures, frame, plots, tables
+    from ebjdat.results import claims, figures, frame, page, plots, tables
 
     params = load_params(profile=arguments.profile)
-    for page in arguments.page:
-        tables.read_page(page, params.profile)
-    results = frame.load(params, pictures=figures.model_figures)
+    for path in arguments.page:
+        tables.read_page(path, params.profile)
+    results = frame.load(params)
     written = tables.write_tables(results)
     figures.write_figures(results)
-    for page in arguments.page:
-        tables.fill_page(page, results)
+    for path in arguments.page:
+        tables.fill_page(path, results)
     if arguments.profile is None:
         claims.write_claims(results)
         plots.write_plots(results)
         files.write_json(tables.METRICS, tables.headline(results))
-        # Last, for DVC: what was logged and shown.
-        digest = files.digest(list(read_records(params.profile)), 64)
-        files.write_json(Path("results", params.profile, "logged.json"), {"records": digest})
+        page.write_page(results)
     left_out = f", {len(results.outdated)} outdated ones left out" if results.outdated else ""
-    also = "" if arguments.profile else "; results/claims.md"
+    also = "" if arguments.profile else f"; results/claims.md, results/{params.profile}/report.html"
     print(f"{params.profile}: {len(written)} tables of {len(results.records)} records{left_out}{also}")
 
 

@@ -50,7 +50,7 @@ BUDGET: dict[str, Any] = {
     "evaluation.eot.images": 8,
     "evaluation.generation.samples": 60,
 }
-QUICK = ("prepare", "masking", "tables", "report")
+QUICK = ("prepare", "masking", "log", "tables")
 """Scripts that are done after two or three seconds, most of which they import modules."""
 RUNNING = re.compile(r"Running stage '([^']+)'")
 

@@ -214,5 +214,5 @@ def test_a_smoke_run_is_not_on_the_page(workspace: Path) -> None:
         (workspace / name).symlink_to(ROOT / name)
     for profile in ("digits", "cifar10-cpu", "cifar10-smoke"):
         write_records(setup_of(params_of_repository(profile), OURS))
-    claims.write_claims(frame.load(PARAMS, store=False))
+    claims.write_claims(frame.load(PARAMS))
     assert "Profiles with records: digits, cifar10-cpu." in claims.PAGE.read_text()

@@ -17,7 +17,7 @@ PIPELINE = read_yaml(ROOT / "dvc.yaml")["stages"]
 SCRIPTS = sorted(path.stem for path in (ROOT / "stages").glob("[a-z]*.py"))
 LAYERS = (
     {"errors", "files", "command", "progress", "device", "run", "protocols", "seeds", "config", "statistics", "record"}
-    | {"tracking"},
+    | {"tracking", "drawing"},
     {"data", "model"},
     {"attacks"},
     {"training"},

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ebjdat import files
+from ebjdat import drawing, files
 from ebjdat.errors import UserError
 from ebjdat.results import figures, findings, frame, page, plots, tables
 from ebjdat.results.frame import Results
@@ -61,15 +61,15 @@ def write_files(run: Run) -> None:
     """What training and the stages ``clean`` and ``generate`` leave beside the records."""
     random = np.random.default_rng(0)
     images = random.integers(0, 255, (20, 1, 8, 8)).astype(np.uint8)
-    arrays = {f"{kind}/energy": random.normal(-6, 1, 80) for kind in plots.KINDS}
+    arrays = {f"{kind}/energy": random.normal(-6, 1, 80) for kind in drawing.KINDS}
     arrays |= {"pictures/clean": images, "pictures/adversarial": 255 - images}
     arrays |= {f"pictures/{name}": np.arange(20) % 10 for name in ("label", "clean-prediction")}
     arrays |= {"pictures/adversarial-prediction": np.zeros(20, int)}
     arrays |= {f"reliability/{name}": np.array([0.0, 0.5, 1.0]) for name in ("count", "confidence", "accuracy")}
     files.write_npz(run.arrays("clean") / "arrays.npz", arrays)
-    for name in figures.SAMPLES:
+    for name in drawing.SAMPLES:
         files.write_png(run.arrays("generate") / f"{name}.png", images[0, 0])
-    rows = [{"epoch": n, "val_clean": 0.9, "loss": 1 / n} | dict.fromkeys(plots.ENERGIES, -n) for n in (1, 2)]
+    rows = [{"epoch": n, "val_clean": 0.9, "loss": 1 / n} | dict.fromkeys(drawing.CURVES, -n) for n in (1, 2)]
     files.write_text(run.model_dir / "history.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
 
 
@@ -84,14 +84,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_records(setup_of(PARAMS, "external-cnn"), 0.5, ["clean", "autoattack"])
         files.write_png(IMPORTED.arrays("generate") / "samples.png", np.full((8, 8), 7, np.uint8))
         write_files(OURS)
-        tables.write_tables(frame.load(PARAMS, store=False))
+        drawing.write_pictures(OURS)
+        tables.write_tables(frame.load(PARAMS))
     return folder
 
 
 @pytest.fixture
 def results(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Results:
     monkeypatch.chdir(folder)
-    return frame.load(PARAMS, store=False)
+    return frame.load(PARAMS)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def full(folder: Path) -> str:
     """The page of that workspace."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        return page.page(frame.load(PARAMS, store=False))
+        return page.page(frame.load(PARAMS))
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def nothing(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The page of an empty workspace."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("empty"))
-        return page.page(frame.load(PARAMS, store=False))
+        return page.page(frame.load(PARAMS))
 
 
 @pytest.fixture(params=["full", "nothing"])
@@ -147,14 +148,14 @@ def test_equal_results_give_equal_pages(results: Results, full: str) -> None:
 
 
 def test_a_page_shows_everything_that_there_is(results: Results, full: str) -> None:
-    words, pictures = " ".join(Page(full).words), figures.model_pictures(OURS)
-    assert set(pictures) == {"energies", "training", "attacked", "reliability", *figures.SAMPLES}
+    words, pictures = " ".join(Page(full).words), drawing.read_pictures(OURS)
+    assert set(pictures) == {"energies", "training", "attacked", "reliability", *drawing.SAMPLES}
     assert all(picture.address in full and picture.caption in words for picture in pictures.values())
     for record in results.records.values():
         assert record["weights"] in words
     assert "minus the plain variant +" in words, "what was found stands in the first lines"
     assert "1.5" in words, "minutes of training"
-    imported = figures.model_pictures(IMPORTED)["samples"]
+    imported = drawing.read_pictures(IMPORTED)["samples"]
     assert imported.address in full, "a model from elsewhere stands beside ours"
 
 
@@ -194,24 +195,27 @@ def test_hostile_text_stays_text(results: Results) -> None:
 
 def test_the_committed_records_give_a_page_of_at_most_300_kb_without_its_pictures(workspace: Path) -> None:
     (workspace / "results").symlink_to(ROOT / "results")
-    text = page.page(frame.load(PARAMS, store=False))
+    text = page.page(frame.load(PARAMS))
     assert len(re.sub(r"data:image[^\"]*", "", text).encode()) < 300_000
 
 
 def test_damaged_files_are_named(workspace: Path) -> None:
-    assert figures.model_figures(OURS) == {}
+    drawing.write_pictures(OURS)
+    assert drawing.read_pictures(OURS) == {}
     files.write_text(OURS.model_dir / "history.jsonl", '{"epoch": 1}\n{"ep')
     with pytest.raises(UserError, match=r"history\.jsonl is damaged"):
-        figures.model_figures(OURS)
+        drawing.write_pictures(OURS)
     files.write_text(OURS.arrays("clean") / "arrays.npz", "PK\x03\x04 and nothing")
     with pytest.raises(UserError, match=r"arrays\.npz is damaged"):
-        figures.model_figures(OURS)
+        drawing.write_pictures(OURS)
 
 
-def test_figures_of_a_model_are_png_files(results: Results) -> None:
-    found = figures.model_figures(OURS)
-    assert set(found) == {"energies.png", "training.png", "attacked.png", "reliability.png"}
-    assert all(content.startswith(b"\x89PNG") for content in found.values())
+def test_pictures_of_a_model_are_png_files_with_their_words_and_equal_bytes_each_time(results: Results) -> None:
+    written = {path: path.read_bytes() for path in OURS.pictures.iterdir()}
+    assert {path.name for path in written} == {"energies.png", "training.png", "attacked.png", "reliability.png"}
+    drawing.write_pictures(OURS)
+    assert {path: path.read_bytes() for path in written} == written
+    assert drawing.read_pictures(OURS)["energies"].alt.startswith("Distributions of the energy; means in nats: clean")
 
 
 def test_figures_of_all_models_have_equal_bytes_in_another_process(results: Results) -> None:
@@ -219,7 +223,7 @@ def test_figures_of_all_models_have_equal_bytes_in_another_process(results: Resu
     assert [path.name for path in written] == ["findings.svg", "tradeoff.svg"]
     program = (
         "from ebjdat.config import load_params; from ebjdat.results import figures, frame;"
-        f"figures.write_figures(frame.load(load_params({str(ROOT)!r}, 'digits'), store=False))"
+        f"figures.write_figures(frame.load(load_params({str(ROOT)!r}, 'digits')))"
     )
     subprocess.run([sys.executable, "-c", program], check=True, env={"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"})
     assert {path: path.read_bytes() for path in written} == written
@@ -247,7 +251,7 @@ def test_plots_have_the_numbers_of_the_current_model(results: Results) -> None:
 
 
 def test_plots_without_data_have_their_header_only(workspace: Path) -> None:
-    for path in plots.write_plots(frame.load(PARAMS, store=False)):
+    for path in plots.write_plots(frame.load(PARAMS)):
         assert len(path.read_text().splitlines()) == 1
 
 

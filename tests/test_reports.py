@@ -62,7 +62,7 @@ def test_logits_times_1000_are_told_at_the_door_and_beside_every_number_of_an_at
         capsys.readouterr().out,
     )
     assert remark and float(remark[3]) < float(remark[1]) - 20, "the scale hides what the attack finds without it"
-    results = frame.load(load_params(workspace), store=False)
+    results = frame.load(load_params(workspace))
     for show in (either, short):
         assert show(results, "external-scaled", "clean/standard/pgd-20").endswith(f", {remark[2]}")
         assert not re.search("[a-z]", show(results, "external-scaled", "clean/standard/clean"))
@@ -85,7 +85,7 @@ def warned() -> frame.Results:
     records = write_records(setup_of(PARAMS))
     (record,) = (record for record in records if record["stage"] == "autoattack")
     files.write_json(setup_of(PARAMS).run.record("autoattack"), record | {"warnings": WARNINGS})
-    return frame.load(PARAMS, store=False)
+    return frame.load(PARAMS)
 
 
 def test_warnings_of_autoattack_stand_with_their_counts_beside_the_numbers_that_they_are_about() -> None:
@@ -241,7 +241,7 @@ KNOWN = {
     ("evaluation/classifier.py", "torch.save"),  # these go through files.atomic
     ("evaluation/inception.py", "torch.save"),
     ("training/state.py", "torch.save"),
-    ("results/figures.py", "figure.savefig"),  # into memory
+    ("drawing.py", "figure.savefig"),  # into memory
     ("evaluation/transfer.py", "shutil.copytree"),  # into a folder that was removed
     ("tracking.py", "path.write_bytes"),  # below temporary folders
     ("stages/repro.py", "log_of(name).open"),  # below .scratch

@@ -39,7 +39,7 @@ def committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def edited_tables(params: Params) -> list[str]:
     """Table files that differ from what the record files give: edited by hand, or not made again."""
-    texts, folder = tables.render(frame.load(params, store=False)), tables.tables_dir(params.profile)
+    texts, folder = tables.render(frame.load(params)), tables.tables_dir(params.profile)
     there = {path for ending in ("md", "tex") for path in folder.rglob(f"*.{ending}")}
     wrong = [path for name, text in texts.items() if (path := folder / name) not in there or path.read_text() != text]
     return sorted(path.as_posix() for path in {*wrong, *(there - {folder / name for name in texts})})
@@ -49,11 +49,11 @@ def edited_tables(params: Params) -> list[str]:
 def test_the_tables_show_what_the_records_give(profile: str) -> None:
     params = load_params(profile=profile)
     assert edited_tables(params) == []
-    assert not frame.load(params, store=False).outdated
+    assert not frame.load(params).outdated
 
 
 def test_the_claims_show_what_the_records_give() -> None:
-    wanted = claims.page(claims.collect(frame.load(load_params(), store=False)))
+    wanted = claims.page(claims.collect(frame.load(load_params())))
     assert claims.PAGE.read_text(encoding="utf-8") == wanted
 
 
@@ -62,13 +62,13 @@ def test_every_page_shows_what_the_records_give() -> None:
     shown = {profile for text in pages.values() for profile in re.findall(r"<!-- table: ([a-z0-9-]+)/", text)}
     assert "digits" in shown
     for profile in shown:
-        results = frame.load(load_params(profile=profile), store=False)
+        results = frame.load(load_params(profile=profile))
         for page, text in pages.items():
             assert tables.fill(text, results) == text, page
 
 
 def test_the_metrics_file_shows_what_the_records_give() -> None:
-    assert files.read_json(tables.METRICS) == tables.headline(frame.load(load_params(), store=False))
+    assert files.read_json(tables.METRICS) == tables.headline(frame.load(load_params()))
 
 
 def test_the_readme_says_that_nothing_is_reproduced_as_long_as_that_is_so() -> None:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def study() -> Results:
-    return frame.load(load_params(ROOT, "digits-study"), ROOT, store=False)
+    return frame.load(load_params(ROOT, "digits-study"), ROOT)
 
 
 def test_a_row_gives_difference_interval_verdict_and_seeds(study: Results) -> None:

@@ -17,7 +17,7 @@ from ebjdat import files, tracking
 from ebjdat.config import Params
 from ebjdat.errors import UserError
 from ebjdat.protocols import PROTOCOLS, RELEASED, STANDARD
-from ebjdat.record import Record, run_of
+from ebjdat.record import Record, read_records, run_of
 from ebjdat.results import cells, extended, findings, frame, names, paper, statistics, tables
 from ebjdat.results.cells import Table
 from ebjdat.results.frame import Results
@@ -52,8 +52,8 @@ def records(seeds: Iterable[int] = (0,), profile: str = "digits") -> list[Record
     ]
 
 
-def of(known: Iterable[Record] | None = None, params: Params = PARAMS) -> Results:
-    return frame.from_records(params, records() if known is None else known)
+def of(known: Iterable[Record] | None = None, params: Params = PARAMS, logged: pd.DataFrame | None = None) -> Results:
+    return frame.from_records(params, records() if known is None else known, logged)
 
 
 def pick(known: Iterable[Record], stage: str, model: str = OURS, seed: int = 0) -> Record:
@@ -77,7 +77,9 @@ def write_all(known: Iterable[Record]) -> None:
 def test_the_frame_from_mlflow_equals_the_frame_from_record_files() -> None:
     use_empty_store()
     write_all(made(OURS, 1) + made("pgd_at"))
-    from_store, from_files = frame.load(PARAMS), frame.load(PARAMS, store=False)
+    from_files = frame.load(PARAMS)
+    assert tracking.log_frame("digits", list(read_records("digits"))) == len(from_files.records)
+    from_store = frame.load(PARAMS)
     pd.testing.assert_frame_equal(from_store.frame, from_files.frame)
     assert from_files.frame.index.names == ["model", "seed"] and len(from_files.frame) == 2
     row = from_files.frame.loc[(OURS, 1)]
@@ -85,12 +87,16 @@ def test_the_frame_from_mlflow_equals_the_frame_from_record_files() -> None:
     assert row["clean/standard/clean.n"] == 80
 
 
+def logged(record: Record, metric: str, value: float) -> pd.DataFrame:
+    """A frame of the stage ``log`` that has one number of one record."""
+    stage = record["stage"]
+    row = {"model": record["model"], "seed": record["seed"], f"record.{stage}": tracking.digest_of(record)}
+    return pd.DataFrame([row | {metric: value}])
+
+
 def test_a_number_comes_from_mlflow_where_the_store_has_the_record() -> None:
     known = records()
-    digest = tracking.digest_of(pick(known, "clean"))
-    found = pd.DataFrame([{"tags.record.clean": digest, "metrics.clean/standard/clean": 0.25}])
-    with pytest.warns(UserWarning, match="lacks 25 of 26 records"):
-        frame_ = frame.frame_from_store(found, known)
+    frame_ = of(known, logged=logged(pick(known, "clean"), "clean/standard/clean", 0.25)).frame
     assert frame_.loc[(OURS, 0), "clean/standard/clean"] == 0.25
     assert frame_.loc[("trades", 0), "clean/standard/clean"] > 0.9
 
@@ -100,11 +106,14 @@ def test_without_a_store_the_record_files_serve_with_one_warning(
 ) -> None:
     write_all(made("pgd_at"))
     (workspace / "mlflow.db").mkdir()
-    pd.testing.assert_frame_equal(frame.load(PARAMS).frame, frame.load(PARAMS, store=False).frame)
+    known = list(read_records("digits"))
+    before = frame.load(PARAMS).frame
+    assert tracking.log_frame("digits", known) == 0
+    pd.testing.assert_frame_equal(frame.load(PARAMS).frame, before)
     assert capsys.readouterr().err.count("warning") == 1
     monkeypatch.setenv(tracking.STRICT, "1")
     with pytest.raises(tracking.TrackingError):
-        frame.load(PARAMS)
+        tracking.log_frame("digits", known)
 
 
 @pytest.mark.parametrize("change", ["parameters", "revision", "weights"])
@@ -141,10 +150,8 @@ def test_of_a_record_older_than_a_protocol_the_cells_of_the_other_one_stay() -> 
             assert {text == "outdated" for text in row.values()} == {outdated}
     assert not [name for name in texts(extended.masking(results)) if "released" in name]
     assert results.rate(OURS, 0, "clean", "released/clean") is None
-    with pytest.warns(UserWarning, match="lacks 25 of 26"):
-        digest = tracking.digest_of(pick(known, "clean"))
-        found = pd.DataFrame([{"tags.record.clean": digest, "metrics.clean/released/clean": 0.25}])
-        assert "clean/released/clean" not in frame.frame_from_store(found, known)
+    found = logged(pick(known, "clean"), "clean/released/clean", 0.25)
+    assert "clean/released/clean" not in of(known, logged=found).frame
 
 
 def test_a_cell_without_a_number_says_why() -> None:

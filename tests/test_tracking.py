@@ -287,7 +287,8 @@ def test_a_store_that_moved_with_its_checkout_writes_beside_itself(
 def test_records_are_logged_once_with_all_that_lies_beside_them(store: Store) -> None:
     records = write_records(SETUP)
     files.write_text(RUN.arrays("generate") / "samples.png", "a picture")
-    assert tracking.log_records("digits", records, lambda run: {"energies.png": b"drawn"}) == len(records) == 7
+    files.write_text(RUN.pictures / "energies.png", "drawn")
+    assert tracking.log_records("digits", records) == len(records) == 7
     assert tracking.log_records("digits", list(read_records("digits"))) == 0
     run = only_run()
     logged = {name: value for record in records for name, value in tracking.metrics_of(record).items()}

@@ -62,7 +62,7 @@ class Judged:
 def collect(current: Results) -> list[Results]:
     """The current profile's numbers, and those of every other profile that has records and is no smoke run."""
     names = {path.parent.name for path in Path("results").glob("*/records")} - {current.profile}
-    found = [current, *(frame.load(load_params(profile=name), store=False) for name in sorted(names))]
+    found = [current, *(frame.load(load_params(profile=name)) for name in sorted(names))]
     return [results for results in found if not results.profile.endswith("-smoke")]
 
 

@@ -1,13 +1,13 @@
 """One pandas frame of every number of a profile: a row per run, a column per metric ``<stage>/<metric>``.
 
-Numbers come from MLflow where its store answers, else from the record files, which say the same. Records of other
-parameters or revisions than today's are left out and counted. Per-image flags always come from the record files.
+Numbers come from ``frame.csv``, which the stage ``log`` reads from MLflow, where it has a record, else from the record
+files, which say the same. Records of other parameters or revisions than today's are left out and counted. Per-image
+flags always come from the record files.
 """
 
 import functools
 import math
-import warnings
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,6 @@ from ebjdat.statistics import Rate
 
 Key = tuple[str, int, str]
 """Model, seed, stage."""
-Pictures = Callable[[Run], Mapping[str, bytes]]
-"""Files by name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,34 +115,15 @@ class Results:
         return pd.Series(found, dtype=float) if len(found) == len(seeds) else pd.Series(dtype=float)
 
 
-def load(params: Params, root: Path = Path(), *, store: bool = True, pictures: Pictures = lambda run: {}) -> Results:
-    """The numbers of the selected profile; logs into MLflow what the store lacks.
-
-    Args:
-        root: folder of ``results/``.
-        store: whether MLflow is asked at all.
-        pictures: of a run whose records are new to the store, by name.
-
-    Raises:
-        UserError: a record is damaged.
-        TrackingError: the store does not answer and tracking is strict.
-    """
-    found = list(read_records(params.profile, root))
-    results = from_records(params, found)
-    if not store:
-        return results
-    try:
-        tracking.log_records(params.profile, found, pictures)
-        known = [record for record in found if (record["model"], record["seed"], record["stage"]) in results.records]
-        frame = frame_from_store(tracking.search(params.profile), known)
-    except tracking.TrackingError as error:
-        tracking.warn(error, "records")
-        return results
-    return Results(params, frame, results.records, results.outdated)
+def load(params: Params, root: Path = Path()) -> Results:
+    """The numbers of the selected profile; ``root``: folder of ``results/``. UserError: a record is damaged."""
+    path = root / tracking.frame_path(params.profile)
+    logged = pd.read_csv(path, float_precision="round_trip", low_memory=False) if path.is_file() else pd.DataFrame()
+    return from_records(params, read_records(params.profile, root), logged)
 
 
-def from_records(params: Params, found: Iterable[Record]) -> Results:
-    """The numbers of these records alone."""
+def from_records(params: Params, found: Iterable[Record], logged: pd.DataFrame | None = None) -> Results:
+    """The numbers of these records; ``logged``: of :func:`ebjdat.tracking.log_frame`."""
     current: dict[Key, Record] = {}
     older: dict[Key, str] = {}
     found = list(found)
@@ -161,33 +140,18 @@ def from_records(params: Params, found: Iterable[Record]) -> Results:
         if reason:
             older[key] = reason
         else:
-            current[key] = current_part(record)
-    return Results(params, _frame((one, tracking.metrics_of(one)) for one in current.values()), current, older)
+            current[key] = record
+    rows = {} if logged is None else {(row["model"], row["seed"]): row for row in logged.to_dict("records")}
+    numbers = [(record, _metrics(record, rows.get(key[:2], {}))) for key, record in current.items()]
+    return Results(params, _frame(numbers), {key: current_part(one) for key, one in current.items()}, older)
 
 
-def frame_from_store(found: pd.DataFrame, records: Collection[Record]) -> pd.DataFrame:
-    """The frame, from what MLflow knows of these records, as they were written.
-
-    ``found`` is of :func:`ebjdat.tracking.search`; a run's tag ``record.<stage>`` says whose numbers it has.
-    """
-    runs = found.to_dict("records")
-    tags = [name for name in found if name.startswith("tags.record.")]
-    logged = {(tag, run[tag]): run for run in runs for tag in tags}
-    rows, lacking = [], 0
-    for record in records:
-        stage = record["stage"]
-        run = logged.get((f"tags.record.{stage}", tracking.digest_of(record)))
-        lacking += run is None
-        rows.append((record, tracking.metrics_of(record) if run is None else _stage_metrics(run, stage)))
-    if lacking:
-        warnings.warn(f"the MLflow store lacks {lacking} of {len(records)} records; their files serve", stacklevel=2)
-    return _frame(rows)
-
-
-def _stage_metrics(run: Mapping[Hashable, Any], stage: str) -> dict[str, float]:
-    """Metrics of a stage in a row of ``mlflow.search_runs``, where a metric of other runs is NaN."""
-    metrics = {str(name): value for name, value in run.items() if str(name).startswith(f"metrics.{stage}/")}
-    return {name.removeprefix("metrics."): float(value) for name, value in metrics.items() if value == value}
+def _metrics(record: Record, row: Mapping[Hashable, Any]) -> dict[str, float]:
+    """A record's numbers from a row of what was logged, where the row is of this very record, else from itself."""
+    stage = record["stage"]
+    if row and row.get(f"record.{stage}") == tracking.digest_of(record):
+        return tracking.stage_metrics({str(name): value for name, value in row.items()}, stage)
+    return tracking.metrics_of(record)
 
 
 def _standardised(metrics: Mapping[str, float]) -> dict[str, float]:

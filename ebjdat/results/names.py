@@ -24,15 +24,6 @@ COMPARED = {
     "AutoAttack": "autoattack/standard/autoattack",
 }
 """Accuracies that models are compared by, under the protocol ``standard``."""
-ENERGIES = {
-    "clean": "clean",
-    "adversarial": "adversarial",
-    "targeted": "targeted",
-    "training-adversary": "training-adversary",
-    "generated": "buffer",
-    "generated-fresh": "fresh chains",
-}
-"""Kinds of images whose energies the stage ``clean`` measures, and their headings."""
 
 
 @functools.cache

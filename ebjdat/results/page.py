@@ -12,11 +12,11 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader
 
 from ebjdat import files
+from ebjdat.drawing import Picture, read_pictures
 from ebjdat.protocols import as_fraction
 from ebjdat.record import older_protocols
 from ebjdat.results import figures
 from ebjdat.results.cells import Table, grid
-from ebjdat.results.figures import Picture
 from ebjdat.results.findings import RIVALS, Question, findings
 from ebjdat.results.frame import Results
 from ebjdat.results.names import COMPARED, all_models, display_name, generates
@@ -53,7 +53,7 @@ def page(results: Results) -> str:
     extended = {tables[0].title: tables for _, tables in sorted(extended_tables(results).items()) if tables}
     masking = extended.pop("Gradient masking report")
     runs = {display_name(results.params, run.model): run for run in _runs(results)}
-    pictures = {name: figures.model_pictures(run) for name, run in runs.items()}
+    pictures = {name: read_pictures(run) for name, run in runs.items()}
     generating = {name: found for name, found in pictures.items() if generates(runs[name].model) or "samples" in found}
     sections = [
         _drawn("Robustness and accuracy", figures.tradeoff_picture(results)),

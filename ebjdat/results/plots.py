@@ -7,18 +7,14 @@ from typing import Any
 import numpy as np
 
 from ebjdat import files
+from ebjdat.drawing import BINS, CURVES, KINDS, energy_histogram, read_arrays
 from ebjdat.protocols import PROTOCOLS
 from ebjdat.record import read_history
 from ebjdat.results.frame import Results
 from ebjdat.run import Run
 
 FOLDER = Path("results") / "plots"
-KINDS = ("clean", "adversarial", "generated", "generated-fresh")
-"""Images whose energies are drawn."""
-ENERGIES = ("energy_clean", "energy_adversarial", "energy_generated", "energy_data")
-"""Mean energies per epoch in a history."""
-TRAINING = ("epoch", "loss", "val_clean", "val_robust", *ENERGIES)
-BINS = 40
+TRAINING = ("epoch", "loss", "val_clean", "val_robust", *CURVES)
 
 
 def write_plots(results: Results) -> list[Path]:
@@ -50,25 +46,8 @@ def radius_curve(results: Results, run: Run, protocol: str) -> list[tuple[float,
     return rows
 
 
-def energy_histogram(arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Edges of common bins (nats), and the share of images in them of those :data:`KINDS` that are here."""
-    found = {kind: arrays[f"{kind}/energy"] for kind in KINDS if f"{kind}/energy" in arrays}
-    edges = np.histogram_bin_edges(np.concatenate([*found.values(), []]), bins=BINS)
-    return edges, {kind: np.histogram(values, edges)[0] / len(values) for kind, values in found.items()}
-
-
 def energy_rows(arrays: Mapping[str, np.ndarray]) -> list[list[float]]:
     """Rows (energy in nats, share of images of each of :data:`KINDS`); a kind that is not here has 0."""
     edges, shares = energy_histogram(arrays)
     columns = [shares.get(kind, np.zeros(BINS)) for kind in KINDS]
     return np.column_stack([(edges[:-1] + edges[1:]) / 2, *columns]).round(6).tolist() if shares else []
-
-
-def read_arrays(run: Run) -> dict[str, np.ndarray]:
-    """What the stage ``clean`` left beside its record, by name; nothing where the file is not here.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    path = run.arrays("clean") / "arrays.npz"
-    return files.read_npz(path, "run `dvc repro` to make it") if path.is_file() else {}

@@ -134,7 +134,7 @@ def test_a_profile_that_leaves_its_folder_is_refused(name: str) -> None:
 
 
 STAGES = ("prepare", "reference", "train", "clean", "autoattack", "craft", "transfer", "sweep", "eot", "generate",
-          "masking", "tables", "report", "repro")  # fmt: skip
+          "masking", "log", "tables", "repro")  # fmt: skip
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -196,11 +196,11 @@ def test_a_store_locked_unreachable_newer_or_full_costs_one_warning_and_what_is_
         train()
     (told,) = capsys.readouterr().err.splitlines()
     assert told.startswith("warning: curves of digits/ebjdat-jempp/0 not logged: the MLflow store")
-    assert "the next `python -m stages.tables` logs what is missing" in told
+    assert "the next `python -m stages.log` logs what is missing" in told
     records = write_records(SETUP, stages=["clean"])
     files.write_text(SETUP.run.model_dir / "history.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS))
     files.write_json(SETUP.run.model_dir / "summary.json", {"events": [ROLLBACK]})
-    assert tracking.log_records("digits", records) == 1  # as the stage `tables` does
+    assert tracking.log_records("digits", records) == 1  # as the stage `log` does
     (run,) = tracking.Store.open("digits").runs()
     assert run.data.metrics["loss"] == pytest.approx(1 / 3) and run.info.status == "FINISHED"
     assert run.data.tags["rollback.1"] == "epoch 0, step 2: loss is nan"
