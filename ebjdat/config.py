@@ -232,7 +232,7 @@ class Training(Section):
     """What convolutions of training compute in (see ``ebjdat.model.compute``); ``auto`` depends on the hardware, so
     two machines may train two different models. Evaluation is float32."""
     compile: Flag
-    """Compile the network; where that fails, training says so and runs eagerly."""
+    """Compile the residual blocks; where that fails, training says so and runs eagerly."""
     threads: Annotated[Whole, Field(ge=1, le=1024)] | None
     """CPU threads of training; fixed where a run on the CPU is to be repeated to the byte. null: all."""
     norm: Literal["none", "batch"] = "batch"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ebjdat.config import Variant
-from ebjdat.model.compute import compile_network, compute_dtype, has_native_bfloat16, input_gradients_only
+from ebjdat.model.compute import compile_blocks, compute_dtype, has_native_bfloat16, input_gradients_only
 from ebjdat.model.store import Architecture, model_digest, new_model
 from ebjdat.model.wideresnet import Norm, statistics
 from ebjdat.training.objective import EBJDAT, Batch, Plain, Prepared
@@ -118,7 +118,7 @@ def test_a_network_that_cannot_be_compiled_runs_eagerly_and_says_so_once(
     before, expected = model_digest(model), model(images()).detach()
     model.load_state_dict(new_model(tiny(), 0).state_dict())
     monkeypatch.setattr(torch, "compile", refuse)
-    assert compile_network(model, images()) is False
+    assert compile_blocks(model, images()) is False
     assert capsys.readouterr().err == (
         "warning: the network could not be compiled and runs eagerly: no compiler here\n"
     )
@@ -129,7 +129,7 @@ def test_a_compiled_network_keeps_its_name_in_files_and_its_mode(monkeypatch: py
     model = new_model(tiny(), 0).train()
     names, before = list(model.state_dict()), model_digest(model)
     monkeypatch.setattr(torch, "compile", lambda forward, **options: forward)
-    assert compile_network(model, images()) is True
+    assert compile_blocks(model, images()) is True
     assert list(model.state_dict()) == names and model_digest(model) == before and model.training
     with statistics(model, "running"):
         assert model(images()).shape == (16, 10)

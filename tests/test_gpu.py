@@ -20,7 +20,7 @@ from tabulate import tabulate
 
 from ebjdat import device
 from ebjdat.errors import UserError
-from ebjdat.model.compute import compile_network
+from ebjdat.model.compute import compile_blocks
 from ebjdat.model.store import Architecture, model_digest, new_model
 from ebjdat.training import launch
 from tests import ROOT, small_runs
@@ -165,7 +165,7 @@ def test_bfloat16_and_a_compiled_network_are_near_float32(table: Table) -> None:
     for name, dtype in {"float32": torch.float32, "bfloat16": torch.bfloat16, "compiled": torch.bfloat16}.items():
         model = new_model(architecture, 0).to(CUDA).train()
         model.dtype, before = dtype, model_digest(model)
-        assert name != "compiled" or compile_network(model, x)
+        assert name != "compiled" or compile_blocks(model, x)
         assert model_digest(model) == before
         results[name] = _passes(model, x)
         away = float((results[name][0] - results["float32"][0]).norm() / results["float32"][0].norm())

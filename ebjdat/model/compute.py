@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ebjdat.device import out_of_memory
 from ebjdat.model.energy import EnergyModel
-from ebjdat.model.wideresnet import statistics
+from ebjdat.model.wideresnet import Block, statistics
 
 Precision = Literal["float32", "bfloat16", "auto"]
 
@@ -46,13 +46,13 @@ def input_gradients_only(model: nn.Module) -> Iterator[None]:
     """Inside, parameters ask for no gradient, so that a backward computes that of the input alone.
 
     Eager autograd skips unasked weight gradients anyway; it also drops what they alone would need, and a compiled
-    backward is built without them. In bfloat16 an eager network has its convolutions' weights rounded once, not in each
-    forward, to the same bits. May be nested.
+    backward is built without them. In bfloat16 the convolutions' weights are rounded once, not in each forward, to the
+    same bits. May be nested.
     """
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    eager = getattr(model, "compiled", None) is None and getattr(model, "dtype", torch.float32) == torch.bfloat16
+    rounds = getattr(model, "dtype", torch.float32) == torch.bfloat16
     layers: list[dict[str, Any]] = [
-        module._parameters for module in model.modules() if isinstance(module, nn.Conv2d) and eager
+        module._parameters for module in model.modules() if isinstance(module, nn.Conv2d) and rounds
     ]
     before = [dict(layer) for layer in layers]
     for parameter in learning:
@@ -68,27 +68,31 @@ def input_gradients_only(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def compile_network(model: EnergyModel, x: Tensor) -> bool:
-    """Compile the network and try every kind of pass that training makes on x (N,C,H,W) in [0, 1].
+def compile_blocks(model: EnergyModel, x: Tensor) -> bool:
+    """Compile the residual blocks and try every kind of pass that training makes on x (N,C,H,W) in [0, 1].
 
-    Where compilation fails, the model stays eager and one line on stderr says why. Weights and statistics are left as
-    they are.
+    Blocks of one shape share their code, so a deep network takes no longer to compile. Where compilation fails, the
+    model stays eager and one line on stderr says why. Weights and statistics are left as they are.
 
     Returns:
-        Whether the model is compiled.
+        Whether the blocks are compiled.
     """
-    # One graph per batch size, statistics and kind of gradient: more than the default allows.
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    # One graph per shape, batch size, statistics and kind of gradient: more than the default allows.
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-    model.compiled = torch.compile(model.network.forward, dynamic=False)
+    for block in blocks:
+        block.compile(dynamic=False)
     try:
         _try_passes(model, x)
     except (RuntimeError, ImportError, OSError, subprocess.SubprocessError) as error:
         if isinstance(error, RuntimeError) and out_of_memory(error):
             raise
-        model.compiled = None
+        for block in blocks:
+            block._compiled_call_impl = None  # PyTorch has no public way back
         reason = str(error).strip().splitlines() or [type(error).__name__]
         print(f"warning: the network could not be compiled and runs eagerly: {reason[0]}", file=sys.stderr)
-    return model.compiled is not None
+        return False
+    return True
 
 
 def _try_passes(model: EnergyModel, x: Tensor) -> None:

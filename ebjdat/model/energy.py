@@ -3,8 +3,6 @@
 E(x, y) = -f(x)[y]      E(x) = -logsumexp_y f(x)[y]      p(y | x) = softmax f(x)
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -17,11 +15,9 @@ class EnergyModel(nn.Module):
     Attributes:
         dtype: what the body of the network computes in; float32 unless training sets bfloat16,
             so a model that is loaded for evaluation computes in float32.
-        compiled: the network's forward, compiled; None: eager. See ``ebjdat.model.compute``.
     """
 
     dtype: torch.dtype = torch.float32
-    compiled: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -29,12 +25,11 @@ class EnergyModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N,classes) float32 of images (N,C,H,W) float32 in [0, 1]."""
-        network = self.compiled or self.network
         # Autocast makes no difference where it is off, but costs as much as a small layer.
         if self.dtype == torch.float32:
-            return network(2.0 * x - 1.0)
+            return self.network(2.0 * x - 1.0)
         with torch.autocast(x.device.type, self.dtype):
-            return network(2.0 * x - 1.0)
+            return self.network(2.0 * x - 1.0)
 
     def energy(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """E(x), or E(x, y) for labels (N,) int64; shape (N,), in nats."""

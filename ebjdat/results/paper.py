@@ -1,5 +1,6 @@
 """The paper's tables in the paper's form: its rows, columns and names, one number per cell, as Markdown and LaTeX."""
 
+import functools
 import re
 from typing import Any
 
@@ -14,6 +15,7 @@ from ebjdat.results.names import baselines, by_variant, display_name
 from ebjdat.results.published import Claim, in_table
 
 
+@functools.lru_cache(maxsize=2)
 def paper_tables(results: Results) -> dict[str, list[Table]]:
     """The tables of each file, one per protocol, by the file's name without ending."""
     found: dict[str, list[Table]] = {}

@@ -20,7 +20,7 @@ from ebjdat.config import Setup
 from ebjdat.data.prepared import Prepared as Data
 from ebjdat.device import out_of_memory
 from ebjdat.errors import Interrupted, UserError
-from ebjdat.model.compute import compile_network, compute_dtype, input_gradients_only
+from ebjdat.model.compute import compile_blocks, compute_dtype, input_gradients_only
 from ebjdat.model.energy import EnergyModel
 from ebjdat.model.store import Architecture, new_model
 from ebjdat.model.wideresnet import cut_batches, statistics
@@ -237,7 +237,7 @@ class Trainer:
         if training.compile and parallel.gathers(model):
             print("BatchNorm gathers statistics from several processes: the network runs eagerly", file=sys.stderr)
         elif training.compile:
-            compile_network(model, self.x[: training.batch_size])
+            compile_blocks(model, self.x[: training.batch_size])
         streams, buffer = Streams(seed, name, self.device), None
         if recipe is not None:
             mixture = data.mixture.to(self.device) if recipe.chain_start == "informative" else None
