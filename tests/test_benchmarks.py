@@ -42,11 +42,6 @@ def test_forwards_per_image_are_counted_from_the_recipe() -> None:
     assert counts == {"jempp": 43, "sadajem": 55}
 
 
-def test_the_flops_of_a_forward_are_those_of_its_convolutions() -> None:
-    layer = torch.nn.Conv2d(3, 16, 3, padding=1)
-    assert harness.forward_flops(layer, torch.rand(2, 3, 8, 8)) == 2 * 2 * 64 * 16 * 27
-
-
 @pytest.mark.parametrize("name", ["28x10", "wide", ""])
 def test_a_network_that_is_no_depth_and_width_is_refused(name: str) -> None:
     with pytest.raises(SystemExit, match="expected depth-width"):

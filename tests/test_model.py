@@ -27,14 +27,6 @@ def test_wideresnet_28_10_has_the_published_size() -> None:
     assert round(flops / 2e9, 2) == 5.95
 
 
-def test_energies_follow_the_definition_in_float64() -> None:
-    model = new_model(TINY, 0).eval()
-    x, y = torch.rand(5, 1, 8, 8), torch.arange(5)
-    logits = model(x).double()
-    assert torch.allclose(model.energy(x).double(), -logits.exp().sum(1).log(), atol=1e-5)
-    assert torch.equal(model.energy(x, y), -model(x)[torch.arange(5), y])
-
-
 def test_batch_statistics_leave_running_ones_alone_and_the_mode_returns_also_after_an_exception() -> None:
     model = new_model(TINY, 0).train()
     before = model_digest(model)
