@@ -141,6 +141,7 @@ def test_a_sound_model_gives_the_flags_of_the_official_package_called_directly(
     _, y_adv = direct.run_standard_evaluation(x, y, batch_size=len(x))
     assert outcome.final.tolist() == (y_adv == y).tolist()
     assert outcome.final.sum() < outcome.right.sum(), "something was found"
+    assert list(outcome.robust) == ["apgd-ce", "apgd-t", "fab-t", "square"]
 
 
 @pytest.mark.parametrize(
