@@ -1,12 +1,15 @@
-"""Training runs of seconds: twelve iterations on 60 images, stopped and compared to the byte."""
+"""Training runs of seconds: twelve iterations on 60 images, stopped and compared to the byte; stages, children."""
 
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import math
 import os
 import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +77,28 @@ def short_run(setup: Setup | str, folder: Path | None = None, **options: Any) ->
 def undisturbed(model: str = "ebjdat-jempp") -> tuple[Any, ...]:
     """The fingerprint of the short run of a model that nothing stops."""
     return fingerprint(short_run(model).run())
+
+
+def run_stage(stage: str, *words: str) -> None:
+    """``python -m stages.<stage>``, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [stage, *words])
+        importlib.import_module(f"stages.{stage}").main()
+
+
+def in_child(action: Callable[[], object]) -> int:
+    """Run ``action`` in a copy of this process; its exit code, negative for a signal."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            action()
+        except SystemExit as ended:
+            os._exit(int(ended.code or 0))
+        except BaseException:
+            os._exit(99)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def helper() -> EnergyModel:

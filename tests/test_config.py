@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from ebjdat.record import STAGES
 from ebjdat.run import BASELINES, Run, reference_dir
 from stages.arguments import parser_of, setup_of
 from tests import ROOT
+from tests.small_runs import run_stage
 
 RAW = {"params.yaml": read_yaml(ROOT / "params.yaml"), "digits": read_yaml(ROOT / "params/digits.yaml")}
 ALL = set(REVISIONS)
@@ -290,13 +289,11 @@ COMMANDS = ("prepare", "reference", "train", "clean", "autoattack", "craft", "tr
 def test_every_stage_refuses_a_bad_parameter_before_it_looks_for_anything_else(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module = importlib.import_module(f"stages.{stage}")
     monkeypatch.chdir(tmp_path)  # without data and models: whoever opened one first would say so
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    monkeypatch.setattr(sys, "argv", [stage])
     write(tmp_path, digits="oops: 1\n")
     with pytest.raises(SystemExit) as ended:
-        command.run(module.main)
+        command.run(lambda: run_stage(stage))
     assert ended.value.code == UserError.exit_code == 2
     assert capsys.readouterr().err.startswith("error: params/digits.yaml: oops: unknown key; known: data, network")
     assert {path.name for path in tmp_path.iterdir()} == {"params.yaml", "params"}

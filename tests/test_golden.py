@@ -6,10 +6,8 @@ Where this fails on purpose: raise the entry of REVISIONS in ebjdat/protocols.py
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,6 +22,7 @@ from ebjdat.protocols import REVISIONS
 from ebjdat.record import read_record
 from ebjdat.run import Run
 from tests import tiny
+from tests.small_runs import run_stage
 
 PINNED = Path(__file__).with_name("golden.json")
 SURROGATE = Run("digits", "pgd_at", 0)
@@ -62,14 +61,6 @@ def made(folder: Path) -> dict[str, dict[str, float]]:
             found[stage] = {name: rate["correct"] for name, rate in record["rates"].items()} | record["values"]
     cases.PROTOCOLS.update(before)
     return found
-
-
-def run_stage(stage: str, *arguments: str) -> None:
-    before, sys.argv = sys.argv, [stage, *arguments]
-    try:
-        importlib.import_module(f"stages.{stage}").main()
-    finally:
-        sys.argv = before
 
 
 @pytest.fixture(scope="module")

@@ -26,9 +26,9 @@ from ebjdat.model import description
 from ebjdat.model.released import Released, read, variant_of, write
 from ebjdat.model.store import load_model
 from ebjdat.run import Run
-from stages import import_checkpoint
 from tests import ROOT
 from tests.small_models import Payload
+from tests.small_runs import run_stage
 
 SHAPE = (3, 32, 32)
 
@@ -241,15 +241,13 @@ def test_the_variant_follows_from_the_norm_or_is_asked_for() -> None:
             variant_of(norm, chosen, variants)  # type: ignore[arg-type]
 
 
-def test_an_imported_checkpoint_is_a_run_with_a_recipe(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_imported_checkpoint_is_a_run_with_a_recipe(workspace: Path) -> None:
     shutil.copy(ROOT / "params.yaml", workspace)
     shutil.copytree(ROOT / "params", workspace / "params")
     params, run = load_params(), Run("digits", "external-small", 0)
     save_prepared(run.data_dir, load_digits(), params.current.data)
     saved(workspace / "theirs.pt", checkpoint(made("batch", channels=1), shape=(1, 8, 8)))
-    arguments = ["", "theirs.pt", "--name", "small", "--variant", "sadajem"]
-    monkeypatch.setattr(sys, "argv", arguments)
-    import_checkpoint.main()
+    run_stage("import_checkpoint", "theirs.pt", "--name", "small", "--variant", "sadajem")
     setup, data = resolve(params, run), load_prepared(run.data_dir)
     assert setup.recipe is not None and setup.training is None
     assert setup.input_noise == params.variants["sadajem"].labelled_noise
@@ -259,8 +257,7 @@ def test_an_imported_checkpoint_is_a_run_with_a_recipe(workspace: Path, monkeypa
     assert samples.read_buffer(run.model_dir / "buffer.npz", data.shape).shape == (6, 1, 8, 8)
     assert samples.fresh(model, setup.recipe, data, 4, 2, run.seed).shape == (4, 1, 8, 8)  # type: ignore[arg-type]
     saved(workspace / "theirs.pt", {"model_state_dict": made(channels=1).state_dict()})
-    monkeypatch.setattr(sys, "argv", arguments[:4])
-    import_checkpoint.main()
+    run_stage("import_checkpoint", "theirs.pt", "--name", "small")
     assert resolve(params, run).variant == "jem" and not (run.model_dir / "buffer.npz").exists()
 
 
