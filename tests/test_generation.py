@@ -192,6 +192,7 @@ def test_real_images_are_at_the_floor_and_noise_is_far_from_it(data: Prepared, r
     assert real["generation/test-classifier-frechet"] == far["generation/test-classifier-frechet"]
     assert far[key] > 10 * real[key] > 0
     assert far["generation/released-classifier-frechet"] > 10 * real["generation/released-classifier-frechet"]
+    assert far["generation/classifier-kernel"] > 10 * abs(real["generation/classifier-kernel"])
 
 
 def test_the_twins_are_labelled_with_filter_reference_and_counts(data: Prepared, reference: Reference) -> None:
