@@ -235,14 +235,6 @@ def test_a_card_shows_no_number_of_another_checkpoint(tmp_path: Path) -> None:
         ebjdat.load(tmp_path).sample(1)
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"PK\x03\x04", b"\x02" + bytes(7) + b"{}1234"])
-def test_damaged_weights_are_refused_by_name(content: bytes, tmp_path: Path) -> None:
-    folder = ebjdat.export(BASELINE, tmp_path)
-    (folder / "model.safetensors").write_bytes(content)
-    with pytest.raises(UserError, match="is no exported model of this project"):
-        ebjdat.load(folder)
-
-
 def test_a_folder_without_its_weights_or_with_another_configuration_is_refused(tmp_path: Path) -> None:
     folder = ebjdat.export(BASELINE, tmp_path)
     config = files.read_json(folder / "config.json")

@@ -361,15 +361,6 @@ def test_the_state_of_another_evaluation_is_refused_by_name(tmp_path: Path, name
         run(tmp_path, jobs=JOBS[1:2])
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"name": ""}', '{"decided by": {}, "flags": [["right", "12"]]}'])
-def test_a_damaged_outcome_is_refused_in_one_sentence(tmp_path: Path, text: str) -> None:
-    run(tmp_path, jobs=JOBS[1:2])
-    (path,) = tmp_path.glob("*.json")
-    path.write_text(text)
-    with pytest.raises(UserError, match=path.name):
-        run(tmp_path, jobs=JOBS[1:2])
-
-
 def test_the_outcome_survives_the_disk(tmp_path: Path) -> None:
     done = Outcomes(tmp_path)
     flags = {"square": np.array([True, False, False]), "apgd-ce": np.array([False, False, False])}

@@ -224,12 +224,13 @@ def test_what_does_not_fit_is_refused_in_one_sentence(name: str, tmp_path: Path)
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("content", ["half", "absent", b"", b"<!doctype html>", b"\t" * 8 + b"{"])
-def test_a_damaged_file_is_refused_in_one_sentence(content: str | bytes, tmp_path: Path) -> None:
+def test_half_a_file_or_none_is_refused_in_one_sentence(tmp_path: Path) -> None:
     path = saved(tmp_path / "odd.pt", checkpoint(made()))
-    half = path.read_bytes()[: path.stat().st_size // 2]
-    path.unlink() if content == "absent" else path.write_bytes(content if isinstance(content, bytes) else half)
-    with pytest.raises(UserError, match=r"odd\.pt (is damaged or holds more|cannot be read: No such file)"):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"odd\.pt is damaged or holds more"):
+        read(path, SHAPE)
+    path.unlink()
+    with pytest.raises(UserError, match=r"odd\.pt cannot be read: No such file"):
         read(path, SHAPE)
 
 

@@ -118,14 +118,6 @@ def test_a_wrong_field_is_named(key: str, value: object, message: str) -> None:
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("damage", ["<<<<<<< HEAD", "[]", '{"schema": 2}'])
-def test_a_damaged_record_is_named(damage: str) -> None:
-    write()
-    PATH.write_text(damage)
-    with pytest.raises(UserError, match=PATH.name):
-        list(record.read_records("digits"))
-
-
 def test_a_record_that_was_moved_by_hand_is_refused() -> None:
     write()
     other = RUN.record("clean").parents[1] / "3" / "clean.json"

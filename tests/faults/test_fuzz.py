@@ -14,14 +14,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ebjdat.attacks.outcomes import Outcomes
 from ebjdat.config import load_params, parse_params
 from ebjdat.data.cifar10 import parse_batch, read_arrays_pickle, read_folder
 from ebjdat.data.fetch import members
+from ebjdat.data.gaussians import load_mixture
 from ebjdat.data.prepared import load_prepared
 from ebjdat.errors import UserError
-from ebjdat.files import read_json
-from ebjdat.model.store import load_model, read_payload
+from ebjdat.evaluation.samples import read_buffer
+from ebjdat.files import digest, read_json
+from ebjdat.model import exported, released
+from ebjdat.model.description import describe
+from ebjdat.model.store import load_model, new_model, read_payload
+from ebjdat.record import read_record
 from tests import ROOT
+from tests.small_runs import TINY, tiny_data
+from tests.synthetic import PARAMS, setup_of
 from tests.test_config import RAW, params_with
 
 MANY = int(os.environ.get("EBJDAT_FUZZ", "60"))
@@ -168,26 +176,49 @@ def test_a_damaged_archive_is_refused_and_nothing_of_it_is_written(
     assert list(folder.iterdir()) == [folder / "archive"]
 
 
+READERS: list[tuple[str, Any]] = [
+    ("archive", lambda path: members(path, ["one.txt"])),
+    ("archive", lambda path: read_arrays_pickle(path.read_bytes(), path.name)),
+    ("state.pt", read_payload),
+    ("state.pt", load_model),
+    ("theirs.pt", lambda path: released.read(path, (3, 32, 32))),
+    ("manifest.json", read_json),
+    ("manifest.json", lambda path: load_prepared(path.parent)),
+    ("clean.json", read_record),
+    (f"{digest('attack')}.json", lambda path: Outcomes(path.parent).read("attack")),
+    ("gaussians.npz", load_mixture),
+    ("buffer.npz", lambda path: read_buffer(path, (1, 8, 8))),
+    ("data_batch_1.bin", lambda path: read_folder(path.parent)),
+    ("batch", lambda path: parse_batch(path.read_bytes())),
+    ("cifar-10-binary.tar.gz", read_folder),
+    ("model.safetensors", lambda path: exported.read(path.parent)),
+]
+BEGINNINGS = [b"", b"PK\x03\x04", b"<!doctype html>", b"\t" * 8 + b"{", b"\x02" + bytes(7) + b"{}"]
+ODD = [
+    b"",
+    b"<<<<<<< HEAD",
+    b"[]",
+    b"{}",
+    b'{"schema": 2}',
+    b'{"name": ""}',
+    b'{"decided by": {}, "flags": [["x", "2"]]}',
+]
+
+
+@pytest.mark.parametrize(("name", "read"), READERS, ids=[name for name, _ in READERS])
 @SOME
-@given(content=st.binary(max_size=400))
+@given(content=st.sampled_from(ODD) | st.builds(bytes.__add__, st.sampled_from(BEGINNINGS), st.binary(max_size=400)))
 def test_any_bytes_are_refused_by_every_reader_of_files(
-    tmp_path_factory: pytest.TempPathFactory, content: bytes
+    tmp_path_factory: pytest.TempPathFactory, name: str, read: Any, content: bytes
 ) -> None:
     folder = tmp_path_factory.mktemp("bytes")
-    for name in ("archive", "state.pt", "manifest.json", "arrays.npz", "cifar-10-binary.tar.gz", "data_batch_1.bin"):
-        (folder / name).write_bytes(content)
-    for read, path in (
-        (lambda p: members(p, ["one.txt"]), folder / "archive"),
-        (read_payload, folder / "state.pt"),
-        (load_model, folder / "state.pt"),
-        (read_json, folder / "manifest.json"),
-        (load_prepared, folder),
-        (read_folder, folder),
-        (read_folder, folder / "cifar-10-binary.tar.gz"),
-        (lambda p: read_arrays_pickle(p.read_bytes(), p.name), folder / "archive"),
-        (lambda p: parse_batch(p.read_bytes()), folder / "data_batch_1.bin"),
-    ):
-        only_user_errors(read, path)
+    if name == "model.safetensors":
+        exported.write(folder, new_model(TINY, 0).network, describe(setup_of(PARAMS, "undefended"), tiny_data()))
+    (folder / name).write_bytes(content)
+    try:
+        read(folder / name)
+    except UserError as error:
+        assert name in str(error) or str(folder) in str(error)
 
 
 PICKLE = b"\x80\x02}q\x00(U\x06labelsq\x01]q\x02(K\x01K\x02eU\x04dataq\x03cnumpy\nndarray\nq\x04K\x00\x85\x81u."
