@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,29 +84,6 @@ def test_every_line_of_the_list_of_faults_names_tests_that_exist() -> None:
         for file, name in tests:
             text = (ROOT / "tests" / file).read_text(encoding="utf-8")
             assert re.search(rf"^def {name}\(", text, re.MULTILINE), f"{file}::{name}"
-
-
-def undocumented(tree: ast.Module) -> Iterator[str]:
-    """Public functions, classes and methods without a docstring; the module itself as ``module``."""
-    if ast.get_docstring(tree) is None and tree.body:
-        yield "module"
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-            if ast.get_docstring(node) is None:
-                yield node.name
-            for inner in node.body if isinstance(node, ast.ClassDef) else ():
-                public = isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_")
-                setter = public and any(isinstance(mark, ast.Attribute) for mark in inner.decorator_list)  # type: ignore[attr-defined]
-                if public and not setter and ast.get_docstring(inner) is None:  # type: ignore[arg-type]
-                    yield f"{node.name}.{inner.name}"  # type: ignore[attr-defined]
-
-
-SOURCES = sorted([*(ROOT / "ebjdat").rglob("*.py"), *(ROOT / "stages").glob("*.py")])
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_public_code_is_documented(path: Path) -> None:
-    assert list(undocumented(ast.parse(path.read_text(encoding="utf-8")))) == []
 
 
 def test_the_files_that_a_stranger_looks_for_are_there() -> None:

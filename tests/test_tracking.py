@@ -10,14 +10,19 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.store.db import utils as db_utils
 
 from ebjdat import files, tracking
+from ebjdat.errors import UserError
 from ebjdat.record import Record, read_records
 from ebjdat.tracking import Curves, Store, TrackingError
+from tests.faults.test_storage import full_disk
 from tests.small_runs import short_run
 from tests.synthetic import (
     PARAMS,
@@ -209,16 +214,84 @@ def test_a_store_that_hangs_delays_the_end_by_seconds(
     assert "did not answer within" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("damage", ["not a database", "folder"])
-def test_whatever_is_wrong_with_the_store_becomes_one_line(workspace: Path, damage: str) -> None:
-    path = workspace / "mlflow.db"
-    if damage == "folder":
-        path.mkdir()
-    else:
-        path.write_text("not a database" * 100)
-    with pytest.raises(TrackingError, match=r"mlflow\.db failed") as caught:
-        Store.open("digits")
-    assert "\n" not in str(caught.value)
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Another program writes to the store for ever."""
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        yield
+
+
+@contextlib.contextmanager
+def newer(path: Path) -> Iterator[None]:
+    """The store was made by a later MLflow."""
+    with sqlite3.connect(path) as database:
+        (version,) = database.execute("SELECT version_num FROM alembic_version").fetchone()
+        database.execute("UPDATE alembic_version SET version_num = 'from the future'")
+    yield
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE alembic_version SET version_num = ?", (version,))
+
+
+@contextlib.contextmanager
+def unreachable(path: Path) -> Iterator[None]:
+    """A server that does not answer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        yield
+
+
+@contextlib.contextmanager
+def no_database(path: Path, *, folder: bool = False) -> Iterator[None]:
+    """Something else lies there."""
+    path.unlink()
+    path.mkdir() if folder else path.write_text("not a database" * 100)
+    yield
+    path.rmdir() if folder else path.unlink()
+    use_empty_store()
+
+
+STORES: dict[str, Callable[[Path], contextlib.AbstractContextManager[None]]] = {
+    "locked": locked,
+    "unreachable": unreachable,
+    "newer schema": newer,
+    "full": lambda path: full_disk(1000),
+    "not a database": no_database,
+    "folder": partial(no_database, folder=True),
+}
+
+
+@pytest.mark.parametrize("fault", STORES)
+def test_a_store_locked_unreachable_newer_full_or_damaged_costs_one_warning_and_what_is_missing_is_logged_later(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fault: str
+) -> None:
+    use_empty_store()
+    connect, sql = sqlite3.connect, db_utils.sql.text
+    with STORES[fault](workspace / "mlflow.db"), monkeypatch.context() as hasty:
+        hasty.setattr(tracking.sqlite3, "connect", lambda path, timeout: connect(path, timeout=0.2))
+        hasty.setattr(
+            db_utils.sql, "text", lambda text: sql(text.replace("busy_timeout = 20000", "busy_timeout = 200"))
+        )
+        train(range(1, 4))
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith("warning: curves of digits/ebjdat-jempp/0 not logged: the MLflow store")
+    assert "the next `python -m stages.log` logs what is missing" in told
+    records = write_records(SETUP, stages=["clean"])
+    write_history(range(1, 4))
+    rollback = {"retry": 1, "epoch": 0, "step": 2, "cause": "loss is nan"}
+    files.write_json(RUN.model_dir / "summary.json", {"events": [rollback]})
+    assert tracking.log_records("digits", records) == 1  # as the stage `log` does
+    run = only_run()
+    assert run.data.metrics["loss"] == pytest.approx(1 / 3) and run.info.status == "FINISHED"
+    assert run.data.tags["rollback.1"] == "epoch 0, step 2: loss is nan"
+
+
+def test_a_strict_switch_makes_a_broken_store_fatal(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (workspace / "mlflow.db").mkdir()
+    monkeypatch.setenv(tracking.STRICT, "1")
+    with pytest.raises(UserError, match="EBJDAT_STRICT_TRACKING=1 makes this fatal"):
+        train(range(1, 4))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten_with_path
 
 from ebjdat import command, files, tracking
 from ebjdat import device as devices
@@ -28,10 +29,10 @@ from ebjdat.training.state import Checkpoints
 from ebjdat.training.supervisor import Diverged, Supervisor
 from stages.train import train_with_curves
 from tests.small_models import Payload
-from tests.small_runs import break_at, fingerprint, short_run, small, stopped_at, tiny_data, undisturbed
+from tests.small_runs import break_at, fingerprint, in_child, short_run, small, stopped_at, tiny_data, undisturbed
 from tests.synthetic import params_of_repository, setup_of, use_empty_store
 
-MODELS = ["ebjdat-jem", "ebjdat-jempp", "ebjdat-sadajem"]
+MODELS = ["ebjdat-jem", "ebjdat-jempp", "ebjdat-sadajem", "base-jempp", "trades", "dhat"]
 EVERY_STEP: dict[str, Any] = {"minutes": 0.0, "share": math.inf}
 
 
@@ -46,22 +47,9 @@ def short_training(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def everything(run: Trainer) -> str:
     """Hash of the final weights, optimiser, buffer, generators, history and best model."""
     digest = hashlib.sha256()
-
-    def add(value: Any) -> None:
-        if isinstance(value, Tensor):
-            digest.update(value.contiguous().numpy().tobytes())
-        elif isinstance(value, dict):
-            for key in value:
-                digest.update(str(key).encode())
-                add(value[key])
-        elif isinstance(value, (list, tuple)):
-            for item in value:
-                add(item)
-        else:
-            digest.update(repr(value).encode())
-
-    add(run.state.snapshot())
-    add(run.state.best)
+    for path, value in tree_flatten_with_path([run.state.snapshot(), run.state.best])[0]:
+        digest.update(str(path).encode())
+        digest.update(value.contiguous().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode())
     return digest.hexdigest()
 
 
@@ -86,21 +74,6 @@ def kill_at(name: str, count: int) -> None:
         return original(*arguments, **named)
 
     setattr(owner, attribute, counted)
-
-
-def in_child(action: Callable[[], object]) -> int:
-    """Run ``action`` in a copy of this process; its exit code, negative for a signal."""
-    child = os.fork()
-    if child == 0:
-        try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            action()
-        except SystemExit as ended:
-            os._exit(int(ended.code or 0))
-        except BaseException:
-            os._exit(99)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 KILLS = [
@@ -134,6 +107,7 @@ def test_kill_9_in_a_step_in_a_save_and_between_files_ends_as_the_run_that_was_n
     assert everything(resumed) == everything(whole)
     assert [row["epoch"] for row in resumed.state.history] == [1, 2, 3]
     assert not list(tmp_path.glob(".*"))
+    assert len(list(tmp_path.glob("step-*"))) == 2 and 1 <= len(list(tmp_path.glob("best-*.pt"))) <= 2
 
 
 def resume_folder(setup: Setup) -> Path:
@@ -240,24 +214,6 @@ def test_a_checkpoint_of_another_kind_of_device_is_refused_with_what_to_do(
 def stopped_at_first_save(run: Trainer) -> None:
     run._save()
     raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("how", ["torch.save", "pickle"])
-def test_a_checkpoint_with_a_pickle_payload_is_refused_unexecuted_and_the_one_before_is_used(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
-) -> None:
-    stopped_at(short_run("base-jempp", tmp_path / "run"), 6)
-    newest = sorted((tmp_path / "run").glob("step-*"))[-1]
-    payload = {"model": Payload()}
-    if how == "pickle":
-        (newest / "state.pt").write_bytes(pickle.dumps(payload))
-    else:
-        torch.save(payload, newest / "state.pt")
-    manifest = files.read_json(newest / "manifest.json")
-    manifest["files"]["state.pt"] = files.file_hash(newest / "state.pt")
-    files.write_json(newest / "manifest.json", manifest)
-    short_run("base-jempp", tmp_path / "run").run()
-    assert "cannot be read as a checkpoint of tensors and plain values" in capsys.readouterr().err
 
 
 def test_the_state_before_a_damaged_epoch_start_is_used_and_both_are_named(
@@ -422,31 +378,22 @@ def test_out_of_memory_in_training_writes_a_checkpoint_and_says_what_to_lower(
 
 
 def test_a_second_run_on_one_model_folder_exits_and_names_the_holder(short_training: None) -> None:
-    first, second = small(epochs=1), small(epochs=1, lr=0.02)
-    assert first.run == second.run and resume_folder(first) != resume_folder(second)
-    original = Trainer.run
+    setup = small(epochs=1)
+    folder = setup.run.model_dir
 
-    def hold_while_another_tries(self: Trainer) -> Any:
-        assert in_child(lambda: refused(f"process {os.getppid()} ")) == 0
-        return original(self)
+    def refused() -> None:
+        with pytest.raises(UserError, match=rf"the model folder .* is in use by process {os.getppid()} "):
+            run.train(setup)
 
-    def refused(holder: str) -> None:
-        with pytest.raises(UserError) as error:
-            run.train(second)
-        assert "the model folder" in str(error.value) and holder in str(error.value)
-
-    Trainer.run = hold_while_another_tries  # type: ignore[method-assign]
-    try:
-        run.train(first)
-    finally:
-        Trainer.run = original  # type: ignore[method-assign]
+    with files.hold(folder.with_name(f".{folder.name}.lock"), "the model folder"):
+        assert in_child(refused) == 0
 
     def die_holding() -> None:
         Trainer.run = lambda self: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign,assignment]
-        run.train(second)
+        run.train(setup)
 
     assert in_child(die_holding) == -signal.SIGKILL
-    run.train(first)
+    run.train(setup)
 
 
 def test_cuda_that_is_absent_is_said_at_once_and_the_default_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -520,3 +467,82 @@ def test_a_state_on_disk_is_weights_and_optimiser_and_the_buffer(tmp_path: Path,
     overhead = 100_000  # names, generators, history, alignment of small tensors
     for path in tmp_path.glob("step-*"):
         assert (path / "state.pt").stat().st_size <= copies * weights + buffer + overhead
+
+
+# A stopped run continues to the byte; damaged and foreign checkpoints
+
+
+MODEL = "ebjdat-jempp"
+
+
+@pytest.mark.parametrize("model", ["ebjdat-sadajem", "ebjdat-jem"])
+def test_the_same_holds_in_bfloat16(tmp_path: Path, model: str) -> None:
+    values = {"epochs": 1, "steps": 1, "attack_steps": 1, "bn_images": 10}  # most processors are slow at it
+    setup = small(model, precision="bfloat16", **values)
+    expected = fingerprint(short_run(setup).run())
+    stopped_at(short_run(setup, tmp_path / "run"), 2)
+    assert fingerprint(short_run(setup, tmp_path / "run").run()) == expected
+    assert expected != fingerprint(short_run(small(model, **values)).run())
+
+
+def test_training_does_not_depend_on_the_global_random_state() -> None:
+    expected = undisturbed()
+    torch.manual_seed(2)
+    assert fingerprint(short_run(MODEL).run()) == expected
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints of a run that was stopped in its last epoch."""
+    folder = tmp_path_factory.mktemp("stopped")
+    stopped_at(short_run(MODEL, folder), 9)
+    return folder
+
+
+def with_payload(state: Path, save: Callable[[object, Path], object]) -> None:
+    """A pickle that its manifest vouches for."""
+    save({"model": Payload()}, state)
+    manifest = files.read_json(state.with_name("manifest.json"))
+    manifest["files"]["state.pt"] = files.file_hash(state)
+    files.write_json(state.with_name("manifest.json"), manifest)
+
+
+DAMAGES: dict[str, Callable[[Path, bytes], object]] = {
+    "flip": lambda state, content: state.write_bytes(content[:500] + bytes([content[500] ^ 1]) + content[501:]),
+    "truncate": lambda state, content: state.write_bytes(content[:1000]),
+    "empty": lambda state, content: state.write_bytes(b""),
+    "no manifest": lambda state, content: state.with_name("manifest.json").unlink(),
+    "no best": lambda state, content: state.with_name("manifest.json").write_text(
+        '{"schema": 2, "key": {"width": 1}, "files": {"best-x.pt": "0"}}'
+    ),
+    "torch.save of a payload": lambda state, content: with_payload(state, torch.save),
+    "pickle of a payload": lambda state, content: with_payload(
+        state, lambda x, path: path.write_bytes(pickle.dumps(x))
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
+    stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    newest = max(tmp_path.glob("step-*"))
+    DAMAGES[damage](newest / "state.pt", (newest / "state.pt").read_bytes())
+    assert fingerprint(short_run(MODEL, tmp_path).run()) == undisturbed()
+    told = capsys.readouterr().err
+    assert f"warning: {newest} is not used" in told
+    assert ("cannot be read as a checkpoint of tensors and plain values" in told) == ("payload" in damage)
+
+
+def test_no_whole_checkpoint_is_an_error_and_never_a_silent_fresh_start(stopped: Path, tmp_path: Path) -> None:
+    for path in Path(shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)).glob("step-*"):
+        (path / "state.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="no whole checkpoint is left"):
+        short_run(MODEL, tmp_path).run()
+
+
+def test_a_drifting_energy_gap_is_caught_before_an_overflow() -> None:
+    run = short_run(MODEL, supervisor=Supervisor(max_retries=0, gap_limit=0.01))
+    with pytest.raises(DivergenceError, match="mean energy gap"):
+        run.run()
