@@ -25,7 +25,6 @@ from ebjdat.statistics import Rate, Result
 from tests import ROOT, tiny
 from tests.small_models import held_out, shorten_autoattack
 from tests.synthetic import setup_of, use_empty_store
-from tests.test_features import register
 
 MODEL, BASELINE = Path("models/digits/ebjdat-jempp/0"), Path("models/digits/undefended/0")
 
@@ -144,58 +143,12 @@ def test_the_readmes_example_runs_and_the_official_autoattack_takes_the_model_as
     assert found["samples"].shape == (16, 1, 8, 8)
 
 
-def test_robustbenchs_accuracy_loop_takes_the_model_as_it_is() -> None:
-    """``clean_accuracy`` of robustbench 1.1 (utils.py), whose package is not a requirement here."""
-    model, (x, y), batch_size, device = ebjdat.load(MODEL), held_out(50), 16, torch.device("cpu")
-    acc = 0.0
-    for counter in range(-(-len(x) // batch_size)):
-        x_curr = x[counter * batch_size : (counter + 1) * batch_size].to(device)
-        y_curr = y[counter * batch_size : (counter + 1) * batch_size].to(device)
-        acc += (model(x_curr).max(1)[1] == y_curr).float().sum().item()
-    assert acc == float((model(x).argmax(1) == y).sum())
-
-
-def test_torch_fidelity_takes_samples_as_a_dataset() -> None:
-    from torch_fidelity import calculate_metrics
-
-    class Samples(torch.utils.data.Dataset):
-        def __init__(self, images: torch.Tensor) -> None:
-            self.images = (images * 255).round().byte().repeat(1, 3, 1, 1)
-
-        def __len__(self) -> int:
-            return len(self.images)
-
-        def __getitem__(self, index: int) -> torch.Tensor:
-            return self.images[index]
-
-    samples = ebjdat.load(MODEL).sample(80, generator=torch.Generator().manual_seed(0))
-    register("pixels", lambda images: images.float().flatten(1)[:, :64])  # Inception's weights are a download
-    options = {"fid": True, "feature_extractor": "pixels", "cuda": False, "verbose": False, "cache": False}
-    found = calculate_metrics(input1=Samples(samples), input2=Samples(held_out(80)[0]), batch_size=40, **options)
-    assert np.isfinite(found["frechet_inception_distance"])
-
-
-def test_gradients_with_respect_to_images_are_those_of_attribution_methods() -> None:
-    x, y = held_out(4)
-    x = x.clone().requires_grad_()
-    ebjdat.load(MODEL)(x).gather(1, y[:, None]).sum().backward()
-    assert x.grad is not None and float(x.grad.abs().sum()) > 0
-
-
 def test_the_package_loads_no_pytorch_until_it_is_asked() -> None:
     source = "import sys, ebjdat; print('torch' in sys.modules, sorted(ebjdat.__all__), 'load' in dir(ebjdat))"
     run = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=ROOT, check=True)
     assert run.stdout.strip() == "False ['Classifier', 'export', 'load'] True"
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         ebjdat.lode  # noqa: B018
-
-
-def test_training_leaves_what_sampling_needs(workspace: Path) -> None:
-    described = files.read_json(MODEL / "model.json")
-    assert described["gaussians"] == "data/digits/gaussians.npz"
-    assert described["recipe"]["chain_start"] == "informative"
-    assert described["params"]["training"]["epochs"] == 1 and described["revision"] >= 1
-    assert files.read_json("models/digits/undefended/0/model.json")["recipe"] is None
 
 
 # Export

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -135,30 +134,25 @@ def test_the_kernel_distance_does_not_depend_on_the_threads_of_its_surroundings(
     assert found[0] == found[1]
 
 
-def register(name: str, features: Callable[[Tensor], Tensor]) -> None:
-    """A function of uint8 images as a feature extractor of torch-fidelity."""
-    from torch_fidelity import register_feature_extractor
+def test_distances_equal_those_of_the_package_s_own_entry_point(extractor: Extractor, weights: Path) -> None:
+    from torch_fidelity import calculate_metrics, register_feature_extractor
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+
+    network = load_classifier(weights)
 
     class Features(FeatureExtractorBase):
         def __init__(self, name: str, features_list: list[str], **options: Any) -> None:
             super().__init__(name, features_list)
 
         def forward(self, input: Tensor) -> tuple[Tensor, ...]:
-            return (features(input),)
+            return (network.features(input),)
 
         get_provided_features_list = staticmethod(lambda: ("pooled",))
         get_default_feature_layer_for_metric = staticmethod(lambda metric: "pooled")
         can_be_compiled = staticmethod(lambda: False)
         get_dummy_input_for_compile = staticmethod(lambda: None)
 
-    register_feature_extractor(name, Features)
-
-
-def test_distances_equal_those_of_the_package_s_own_entry_point(extractor: Extractor, weights: Path) -> None:
-    from torch_fidelity import calculate_metrics
-
-    register("classifier-of-the-test", load_classifier(weights).features)
+    register_feature_extractor("classifier-of-the-test", Features)
     sets = [ImageSet(part) for part in real()[0].split(400)]
     first, second = (extractor.features(part) for part in sets)
     expected = calculate_metrics(
