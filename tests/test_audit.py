@@ -133,13 +133,6 @@ def test_train_mode_is_caught_also_where_no_statistics_show_it() -> None:
         run(in_train_mode, SmallNet(norm=False).eval())
 
 
-def test_an_attack_that_leaves_a_module_in_train_mode_is_caught() -> None:
-    model = trained()
-    with pytest.raises(AuditError, match="0 forward passes ran in training mode, 1 modules"), guarded("attack", model):
-        model.norm.train()
-    assert not model.norm.training
-
-
 def test_an_attack_that_raises_leaves_the_model_as_it_was() -> None:
     model = trained().train()
     model.head.weight.requires_grad_(False)
@@ -160,21 +153,23 @@ def test_an_attack_that_raises_leaves_the_model_as_it_was() -> None:
     assert not model._forward_pre_hooks
 
 
-def test_an_attack_that_changes_weights_is_caught() -> None:
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda model: model.norm.train(), "0 forward passes ran in training mode, 1 modules"),
+        (lambda model: model.head.bias.data.add_(0.5), r"changed 1 parameters .* worst is head.bias by 0\.5"),
+        (lambda model: model.head.requires_grad_(True), "switched gradients on for 2 parameters"),
+    ],
+    ids=["mode", "weights", "gradients"],
+)
+def test_whatever_an_attack_leaves_in_the_model_is_caught_and_undone(
+    spoil: Callable[[SmallNet], object], words: str
+) -> None:
     model = trained()
     before = snapshot(model)
-    with (
-        pytest.raises(AuditError, match=r"changed 1 parameters .* worst is head.bias by 0\.5"),
-        guarded("attack", model),
-    ):
-        model.head.bias.data.add_(0.5)
-    assert same(model, before)
-
-
-def test_an_attack_that_switches_parameter_gradients_on_is_caught() -> None:
-    model = trained()
-    with pytest.raises(AuditError, match="switched gradients on for 2 parameters"), guarded("attack", model):
-        model.head.requires_grad_(True)
+    with pytest.raises(AuditError, match=words), guarded("attack", model):
+        spoil(model)
+    assert same(model, before) and not any(module.training for module in model.modules())
 
 
 # Sound attacks

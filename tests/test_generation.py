@@ -20,7 +20,7 @@ from ebjdat.evaluation.pictures import draw_chains, draw_grid
 from ebjdat.evaluation.reference import Reference, build_reference, load_reference
 from ebjdat.evaluation.samples import fresh, read_buffer
 from ebjdat.model.energy import EnergyModel
-from ebjdat.model.store import model_digest, new_model
+from ebjdat.model.store import new_model
 from ebjdat.statistics import Result
 from tests.small_runs import TINY
 from tests.synthetic import PARAMS
@@ -92,12 +92,6 @@ def test_samples_are_images_and_depend_on_the_seed_only(data: Prepared, name: st
         assert float(images.min()) >= 0.0 and float(images.max()) <= 1.0
     assert len(first.fresh) == len(first.start) == SETTINGS.samples
     assert torch.bincount(first.labels).tolist() == [8] * 10
-
-
-def test_generating_leaves_the_model_as_it_was(data: Prepared) -> None:
-    before = model_digest(model())
-    drawn(data)
-    assert model_digest(model()) == before and not model().training
 
 
 def test_snapshots_run_from_the_start_to_the_last_step(data: Prepared) -> None:
@@ -189,7 +183,8 @@ def test_real_images_are_at_the_floor_and_noise_is_far_from_it(data: Prepared, r
     real = measured(data, reference, pretend(data, data.x_val, data.y_val)).values
     noise = torch.rand(100, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     far = measured(data, reference, pretend(data, noise, data.y_val)).values
-    assert real["generation/test-classifier-frechet"] == far["generation/test-classifier-frechet"]
+    tests = [{name: value for name, value in found.items() if "/test-" in name} for found in (real, far)]
+    assert tests[0] == tests[1] and "generation/test-classifier-kernel" in tests[0], "measured twice"
     assert far[key] > 10 * real[key] > 0
     assert far["generation/released-classifier-frechet"] > 10 * real["generation/released-classifier-frechet"]
     assert far["generation/classifier-kernel"] > 10 * abs(real["generation/classifier-kernel"])
@@ -228,11 +223,6 @@ def test_samples_outside_the_image_range_stop_the_stage(data: Prepared, referenc
     broken = dataclasses.replace(drawn(data), fresh=data.x_train[:80] * 2.0 - 1.0)
     with pytest.raises(AuditError, match="NaN or outside"):
         measured(data, reference, broken)
-
-
-def test_measuring_twice_gives_the_same_numbers(data: Prepared, reference: Reference) -> None:
-    first, again = (measured(data, reference, drawn(data)) for _ in range(2))
-    assert first.values == again.values and first.rates == again.rates
 
 
 # The reference

@@ -306,21 +306,6 @@ def test_latex_escapes_names_and_markdown_escapes_bars() -> None:
 # Extended tables
 
 
-def test_further_attacks_stand_after_those_of_the_paper() -> None:
-    results = of()
-    first = [head for _, head in extended.table1(results, STANDARD).body.columns]
-    assert first[:4] == ["APGD-CE", "APGD-DLR", "FAB", "SQUARE"]
-    assert first[4:] == ["APGD-T", "union", "AutoAttack", "clean"]
-    released = [head for _, head in extended.table1(results, RELEASED).body.columns]
-    assert released[4:] == ["union without FAB", "union with FAB", "clean"]
-    second = extended.table2(results, RELEASED).body
-    assert [head for _, head in second.columns][4:] == ["PGD-AT", "Undefended", "all of them"]
-    assert list(second.index)[:3] == ["TRADES", NAME, "PGD-AT"]
-    third = [attack.partition(":")[0] for attack in extended.table3(results, STANDARD).body.index]
-    assert third[12::4] == ["APGD-CE, 100 iterations", "EOT-PGD, noise, 2 samples", "EOT-PGD, noise, 20 samples"]
-    assert len(extended.table3(results, RELEASED).body) == 12
-
-
 def test_radius_and_iterations_of_a_heading_are_those_of_its_cell() -> None:
     known = records()
     row = {attack: cells[NAME] for attack, cells in texts(extended.table3(of(known), STANDARD)).items()}
@@ -425,21 +410,6 @@ def test_a_variant_like_another_one_stands_in_every_table_once_it_was_run_unless
         known = write_records(setup_of(results.params, "ebjdat-mine"))
     known += made("ebjdat-jempp_energy") + made("ebjdat-jempp_energy_weak")
     assert names.variants(of(known, results.params)) == ["jem", "jempp", "sadajem", "jempp_energy", "mine"]
-
-
-def test_the_settings_of_a_cell_are_those_of_its_protocol() -> None:
-    rows = texts(extended.settings(of([])))
-    assert rows["radius r"] == {"standard": "32/255", "released": "16/255"}
-    assert rows["input noise"]["released"] == "sigma 0.015, one fixed draw, for JEM and JEM++; else none"
-    assert rows["PGD-20"]["standard"] == "20 steps of 0.25 r, one random start"
-    assert "SQUARE: 5000 queries" in rows["Table 1, each attack alone"]["released"]
-    assert "20 steps of 0.125 r at every radius" in rows["Table 3, EOT-PGD"]["standard"]
-
-
-def test_a_table_says_how_each_model_was_trained() -> None:
-    rows = texts(extended.trained(of()))
-    assert rows[NAME]["energy term"] == "code form, w2 = 0.1"
-    assert rows["JEM++"]["training radius"] == "none" and rows["TRADES"]["training radius"] == "32/255"
 
 
 def test_every_model_has_a_name_of_its_own() -> None:
