@@ -28,8 +28,8 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ebjdat"
 
 
-def verify_file(path: str | Path, algorithm: str, expected: str, size: int | None = None) -> None:
-    """Check a file's hash, md5 or sha256 in lower-case hex; a ``size`` that differs is named in the message.
+def verify_file(path: str | Path, algorithm: str, expected: str) -> None:
+    """Check a file's hash, md5 or sha256 in lower-case hex.
 
     UserError: missing, unreadable or of another hash; names file, expected and actual hash.
     """
@@ -44,13 +44,9 @@ def verify_file(path: str | Path, algorithm: str, expected: str, size: int | Non
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if actual == expected:
         return
-    notes, length = [], path.stat().st_size
-    if size is not None and length != size:
-        notes.append(f"it has {length:,} bytes instead of {size:,}")
     with path.open("rb") as handle:
-        if handle.read(512).lstrip().lower().startswith((b"<!doctype html", b"<html")):
-            notes.append("it is a web page, as a failed download leaves behind")
-    reason = f" ({'; '.join(notes)})" if notes else ""
+        is_page = handle.read(512).lstrip().lower().startswith((b"<!doctype html", b"<html"))
+    reason = " (it is a web page, as a failed download leaves behind)" if is_page else ""
     raise UserError(f"{path}: expected {algorithm} {expected}, got {actual}{reason}: fetch the file again")
 
 

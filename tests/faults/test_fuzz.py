@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from ebjdat.attacks.outcomes import Outcomes
 from ebjdat.config import load_params, parse_params
-from ebjdat.data.cifar10 import parse_batch, read_arrays_pickle, read_folder
+from ebjdat.data import cifar10
 from ebjdat.data.fetch import members
 from ebjdat.data.gaussians import load_mixture
 from ebjdat.data.prepared import load_prepared
@@ -178,7 +178,6 @@ def test_a_damaged_archive_is_refused_and_nothing_of_it_is_written(
 
 READERS: list[tuple[str, Any]] = [
     ("archive", lambda path: members(path, ["one.txt"])),
-    ("archive", lambda path: read_arrays_pickle(path.read_bytes(), path.name)),
     ("state.pt", read_payload),
     ("state.pt", load_model),
     ("theirs.pt", lambda path: released.read(path, (3, 32, 32))),
@@ -188,9 +187,8 @@ READERS: list[tuple[str, Any]] = [
     (f"{digest('attack')}.json", lambda path: Outcomes(path.parent).read("attack")),
     ("gaussians.npz", load_mixture),
     ("buffer.npz", lambda path: read_buffer(path, (1, 8, 8))),
-    ("data_batch_1.bin", lambda path: read_folder(path.parent)),
-    ("batch", lambda path: parse_batch(path.read_bytes())),
-    ("cifar-10-binary.tar.gz", read_folder),
+    ("cifar10.npz", lambda path: cifar10.read(path.parent)),
+    ("cifar-10-python.tar.gz", cifar10.read),
     ("model.safetensors", lambda path: exported.read(path.parent)),
 ]
 BEGINNINGS = [b"", b"PK\x03\x04", b"<!doctype html>", b"\t" * 8 + b"{", b"\x02" + bytes(7) + b"{}"]
@@ -219,15 +217,3 @@ def test_any_bytes_are_refused_by_every_reader_of_files(
         read(folder / name)
     except UserError as error:
         assert name in str(error) or str(folder) in str(error)
-
-
-PICKLE = b"\x80\x02}q\x00(U\x06labelsq\x01]q\x02(K\x01K\x02eU\x04dataq\x03cnumpy\nndarray\nq\x04K\x00\x85\x81u."
-
-
-@settings(SOME, max_examples=3 * MANY)
-@given(edits=st.lists(st.tuples(st.integers(0, len(PICKLE) - 1), st.integers(0, 255)), min_size=1, max_size=5))
-def test_a_pickle_with_any_edit_is_read_as_plain_values_or_refused(edits: list[tuple[int, int]]) -> None:
-    content = bytearray(PICKLE)
-    for at, value in edits:
-        content[at] = value
-    only_user_errors(read_arrays_pickle, bytes(content), "batch")
