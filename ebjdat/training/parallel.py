@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 from ebjdat.errors import DivergenceError, Interrupted
@@ -77,28 +78,17 @@ def _end_with_parent(parent: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def bounds(count: int) -> tuple[int, int]:
-    """First row, and the row after the last, of this process's share of ``count`` rows."""
-    if world() == 1:
-        return 0, count
-    small, more = divmod(count, world())
-    first = rank() * small + min(rank(), more)
-    return first, first + small + (rank() < more)
-
-
 def share(batch: Tensor) -> Tensor:
-    """This process's rows of a batch; shares differ by one row at most."""
-    first, end = bounds(len(batch))
-    return batch[first:end]
+    """This process's rows of a batch, as a view; shares differ by one row at most."""
+    return batch.tensor_split(world())[rank() if world() > 1 else 0]
 
 
 def whole(part: Tensor, count: int) -> Tensor:
     """The batch of ``count`` rows whose :func:`share` is ``part`` in each process, values as they are."""
     if world() == 1:
         return part
-    first, end = bounds(count)
     batch = part.new_zeros(count, *part.shape[1:])
-    batch[first:end] = part
+    share(batch).copy_(part)
     dist.all_reduce(batch)
     return batch
 
@@ -127,7 +117,7 @@ def mean(values: Tensor) -> Tensor:
 
 def summed(value: Tensor) -> Tensor:
     """Sum over the processes, the same in each; with the gradient of the sum of all their losses."""
-    return _Sum.apply(value) if world() > 1 else value  # type: ignore[no-any-return]
+    return all_reduce(value) if world() > 1 else value  # type: ignore[no-any-return]
 
 
 def agreed(number: int | None) -> int | None:
@@ -151,22 +141,6 @@ def told(read: Callable[[], Result]) -> Result:
     found: list[Any] = [None if rank() else read()]
     dist.broadcast_object_list(found, device=torch.device("cpu"))
     return found[0]  # type: ignore[no-any-return]
-
-
-class _Sum(torch.autograd.Function):
-    """Sum over processes; each process's gradient is that of the sum of all their losses."""
-
-    @staticmethod
-    def forward(context: Any, value: Tensor) -> Tensor:
-        value = value.clone()
-        dist.all_reduce(value)
-        return value
-
-    @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> Tensor:
-        gradient = gradients[0].contiguous().clone()
-        dist.all_reduce(gradient)
-        return gradient
 
 
 class SyncBatchNorm(BatchNorm):
@@ -200,7 +174,7 @@ class SyncBatchNorm(BatchNorm):
         count, channels = x.new_full((1,), x.numel() / x.shape[1]), x.shape[1]
         variance, centre = torch.var_mean(x, (0, 2, 3), correction=0) if len(x) else x.new_zeros(2, channels)
         place = torch.arange(world(), device=x.device) == rank()
-        table = _Sum.apply(place[:, None] * torch.cat([centre, variance, count]))
+        table = all_reduce(place[:, None] * torch.cat([centre, variance, count]))
         centres, variances, counts = table.split([channels, channels, 1], dim=1)
         weights = (counts / counts.sum()).detach()
         centre = (weights * centres).sum(0)
