@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks import cost, harness, precision, step
 from ebjdat import command, files
+from ebjdat.config import load_params
 from ebjdat.results.cells import Table, grid
 from ebjdat.results.tables import fill_places
 
@@ -73,18 +74,25 @@ def difference(key: str) -> str:
     return f"{statistics.mean(values):+.1f} ± {statistics.stdev(values):.1f}"
 
 
+def profiles_in(precision: str) -> str:
+    """The profiles that train in this precision."""
+    names = sorted(path.stem for path in (harness.ROOT / "params").glob("*.yaml"))
+    found = [name for name in names if load_params(harness.ROOT, name).training("ebjdat-jempp").precision == precision]
+    return f"{precision} in {', '.join(found)}"
+
+
 def policy() -> Table:
     """Hardware, default, why, effect."""
     measured = f"PGD-20 {difference('pgd20')}, clean {difference('clean')} points"
     none = "the reference"
     rows = {
         "GPU, Ampere or newer: training": (
-            "bfloat16 in the profiles of CIFAR-10",
+            profiles_in("bfloat16"),
             "tensor cores",
             "not measured: no GPU at hand",
         ),
         "CPU with AVX512-BF16 or AMX: training": (
-            "bfloat16 in cifar10-smoke, cifar10-cpu and fashion",
+            profiles_in("bfloat16"),
             "convolutions run in hardware",
             measured,
         ),
@@ -93,7 +101,11 @@ def policy() -> Table:
             "images too small to gain; runs alike on CPUs without bfloat16",
             none,
         ),
-        "without native bfloat16": ("float32 by `precision: auto`", "PyTorch emulates it, slower than float32", none),
+        "without native bfloat16": (
+            f"float32; {profiles_in('auto')}",
+            "PyTorch emulates it, slower than float32",
+            none,
+        ),
         "any: evaluation, attacks, generation": (
             "float32, TF32 off",
             "attacks compare logits that differ little",
