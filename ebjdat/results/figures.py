@@ -38,7 +38,7 @@ def differences_picture(results: Results) -> Picture | None:
         axes.set_yticks(range(len(rows)), [f"{quantity}, minus {RIVALS[rival]}" for quantity, rival in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
-        axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, columnspacing=1.0, handletextpad=0.3)
+        figure.legend(loc="outside upper right", ncols=2, columnspacing=1.0, handletextpad=0.3)
 
     told = [f"{models[one.model]}, {one.quantity}, minus {RIVALS[one.rival]}: {f}" for one, f in found.items()]
     caption = (

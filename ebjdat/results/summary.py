@@ -44,9 +44,15 @@ EFFECTS = {
 
 def texts(results: Results) -> dict[str, str]:
     """Markdown by the label that pages use: the answer in words, its numbers, and the line to check."""
-    table = short(results)
-    return {
-        "answer": "".join(f"{wrapped(f'- {sentence}')}\n" for sentence in answer(results)),
+    table, variant = short(results), results.params.variant
+    others = [
+        name for name in results.params.variants if name != variant and f"{name}_energy" in results.params.variants
+    ]
+    said = {
+        "answer": answer(results, variant),
+        "variants": [one for name in others for one in answer(results, name, True)],
+    }
+    return {name: "".join(f"{wrapped(f'- {one}')}\n" for one in sentences) for name, sentences in said.items()} | {
         "short": table.markdown() if len(table.body) else "",
         "check": f"{wrapped(check(results))}\n",
     }
@@ -59,16 +65,16 @@ def wrapped(text: str) -> str:
     return textwrap.fill(kept, 120, subsequent_indent=indent, break_on_hyphens=False).replace("\xa0", " ")
 
 
-def _forms(results: Results) -> dict[str, str]:
-    """Both forms of the selected variant, the code's and the equations': model by name of the form."""
-    variant = results.params.variant
+def _forms(variant: str) -> dict[str, str]:
+    """Both forms of a variant, the code's and the equations': model by name of the form."""
     return {FORMS["cross_entropy"]: f"ebjdat-{variant}", FORMS["energy"]: f"ebjdat-{variant}_energy"}
 
 
-def answer(results: Results) -> list[str]:
+def answer(results: Results, variant: str, named: bool = False) -> list[str]:
     """What the energy term does, in words: to the gap that it is about, and to robust accuracy."""
     found, said = findings(results), []
-    for (form, model), rival in itertools.product(_forms(results).items(), CONTROLS):
+    name = f"{display_name(results.params, f'base-{variant}')}, " if named else ""
+    for (form, model), rival in itertools.product(_forms(variant).items(), CONTROLS):
         known, unknown = [], []
         for quantity, (verbs, what) in EFFECTS.items():
             one = found.get(Question(model, quantity, rival))
@@ -80,13 +86,14 @@ def answer(results: Results) -> list[str]:
         parts = [f"the energy term {' and '.join(known)}"] if known else []
         parts += [f"undecided: {', '.join(unknown)}"] if unknown else []
         if parts:
+            form = f"{name}{form}"
             said.append(f"{form[0].upper()}{form[1:]}, against {RIVALS[rival]}: {'; '.join(parts)}.")
     return said
 
 
 def short(results: Results) -> Table:
     """The numbers of :data:`FIRST` that the records answer: a column for each form."""
-    found, forms, rows, metrics = findings(results), _forms(results), {}, []
+    found, forms, rows, metrics = findings(results), _forms(results.params.variant), {}, []
     for quantity, rival in FIRST:
         asked = [found.get(Question(model, quantity, rival)) for model in forms.values()]
         unit = next((f", {one.shown_unit}" for one in asked if one and one.shown_unit), "")
