@@ -560,11 +560,12 @@ def test_the_answer_says_what_the_verdicts_say(study: Results, monkeypatch: pyte
     monkeypatch.setattr(summary, "findings", lambda results: changed)
     told = "against the control: the energy term narrows the gap E(x_adv) - E(x) and keeps accuracy under AutoAttack "
     told += "(this pair); undecided: d', PGD-20."
-    assert summary.answer(study) == [f"Code form, {told}", f"Equations, {told}"]
+    assert summary.answer(study, study.params.variant) == [f"Code form, {told}", f"Equations, {told}"]
     monkeypatch.setattr(
         summary, "findings", lambda results: {q: replace(o, verdict="undecided") for q, o in changed.items()}
     )
-    assert summary.answer(study)[0].startswith("Code form, against the control: undecided: E(x_adv) - E(x), d'")
+    said = summary.answer(study, study.params.variant)
+    assert said[0].startswith("Code form, against the control: undecided: E(x_adv) - E(x), d'")
     texts = summary.texts(study)
     assert max(len(line) for line in f"{texts['answer']}{texts['check']}".splitlines()) <= 120
 

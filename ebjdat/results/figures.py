@@ -70,16 +70,14 @@ def tradeoff_picture(results: Results) -> Picture | None:
             marker = MARKERS[place % len(MARKERS)]
             axes.scatter(*runs.loc[model].values.T[:2], s=12, marker=marker, color="0.6", linewidths=0, zorder=2)
             style: Any = {"color": shades.to_rgba(shade) if shade > 0 else "white", "edgecolors": "black"}
-            axes.scatter(clean, robust, s=60, marker=marker, linewidths=0.8, zorder=3, **style)
-            # Points may lie on each other: the names stand beside the axes, in the order of the points.
-            side: Any = {"xytext": (1.05, (place + 0.5) / len(means)), "textcoords": "axes fraction", "va": "center"}
-            line = {"arrowstyle": "-", "color": "0.5", "linewidth": 0.6}
-            axes.annotate(names[place], (clean, robust), arrowprops=line, **side)
+            axes.scatter(clean, robust, s=60, marker=marker, linewidths=0.8, zorder=3, label=names[place], **style)
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles[::-1], labels[::-1], loc="outside right upper")
         if len(known):
             bar = figure.colorbar(shades, ax=axes, location="bottom", shrink=0.6, aspect=30, format="%.3g")
             bar.set_ticks(np.geomspace(known.min(), known.max(), 3), minor=False)
             bar.minorticks_off()
-            bar.set_label(f"{DISTANCES[distance]} of generated images (white: generates none)")
+            bar.set_label(f"{DISTANCES[distance]} of generated images\n(white: generates none)")
 
     told = [
         f"{name}: {row[0]:.1f} % clean, {row[1]:.1f} % robust" for name, row in zip(names, means.values, strict=True)
