@@ -31,6 +31,9 @@ from ebjdat import command, files
 from ebjdat.config import Params, load_params
 from ebjdat.errors import UserError
 from ebjdat.progress import duration
+from stages import require
+
+require("dvc")
 
 HEAP = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),

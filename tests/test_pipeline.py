@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import re
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import stages.repro
 from ebjdat.config import read_yaml
 from tests import ROOT
 from tests.stage_deps import PLUMBING, closure, expected, imported
@@ -126,3 +129,21 @@ def test_a_command_explains_itself_before_it_loads_anything_heavy_and_refuses_wh
     text = (ROOT / "stages" / f"{name}.py").read_text(encoding="utf-8")
     assert text.split('"""')[1][:30] in told.stdout and "error: " in told.stderr, told.stderr
     assert told.stdout.splitlines()[-2:] == ["0 []", "2 []"], "nothing is imported before an answer"
+
+
+def test_a_stage_runs_where_dvc_and_mlflow_are_absent_and_the_runner_says_what_it_lacks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find, absent = importlib.util.find_spec, {"dvc", "mlflow"}
+    with monkeypatch.context() as bare:
+        bare.setattr(importlib.util, "find_spec", lambda name, *more: None if name in absent else find(name, *more))
+        importlib.reload(stages)
+        with pytest.raises(SystemExit) as ended:
+            importlib.reload(stages.repro)
+        assert (
+            ended.value.code == 2 and "has not the packages of this project (dvc): activate" in capsys.readouterr().err
+        )
+        absent.add("torch")
+        with pytest.raises(SystemExit):
+            importlib.reload(stages)
+    importlib.reload(stages)
