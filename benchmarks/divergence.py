@@ -31,6 +31,8 @@ from ebjdat.training.supervisor import Supervisor
 
 EPOCHS, TRACED_EPOCHS = 4, 2
 FACTORS = {"healthy": 1.0, "unhealthy": 30.0}
+TRACED = {"energy_gap_px": "|E(x_p) - E(x_gen)| (nats)", "loss": "|loss|"}
+"""What the picture shows of each iteration."""
 """Of the picture: learning rates as multiples of the recipe's."""
 
 
@@ -81,7 +83,7 @@ def trace(factor: float) -> list[dict[str, float]]:
         trainer_of(0, factor, TRACED_EPOCHS, supervisor).run()
     except DivergenceError as error:
         print(f"factor {factor:g}: {error}")
-    return [dict(row) for row in supervisor.trace]
+    return [{key: float(f"{row[key]:.5g}") for key in TRACED} for row in supervisor.trace]
 
 
 def draw(result: dict[str, Any], picture: Path) -> None:
@@ -91,7 +93,7 @@ def draw(result: dict[str, Any], picture: Path) -> None:
 
     figure = Figure(figsize=(8, 3), dpi=110, layout="constrained")
     axes: Any = figure.subplots(1, 2)
-    for place, (key, label) in enumerate({"energy_gap_px": "|E(x_p) - E(x_gen)| (nats)", "loss": "|loss|"}.items()):
+    for place, (key, label) in enumerate(TRACED.items()):
         for (name, rows), style in zip(result["runs"].items(), ("-", "--"), strict=True):
             values = [max(abs(row[key]), 1e-3) for row in rows]
             axes[place].semilogy(range(1, len(values) + 1), values, style, label=name)

@@ -54,7 +54,7 @@ def options(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=None, help="CPU threads; all if left out")
-    parser.add_argument("--compile", action="store_true", help="compile the engine's network")
+    parser.add_argument("--compile", action="store_true", help="compile the engine's residual blocks")
     parser.add_argument("--out", type=Path, default=None, help="also write the last line to this file")
     return parser
 

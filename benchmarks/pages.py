@@ -75,10 +75,10 @@ def difference(key: str) -> str:
 
 
 def profiles_in(precision: str) -> str:
-    """The profiles that train in this precision."""
+    """The profiles that train EB-JDAT-JEM++ in this precision."""
     names = sorted(path.stem for path in (harness.ROOT / "params").glob("*.yaml"))
     found = [name for name in names if load_params(harness.ROOT, name).training("ebjdat-jempp").precision == precision]
-    return f"{precision} in {', '.join(found)}"
+    return ", ".join(found) or "none"
 
 
 def policy() -> Table:
@@ -87,12 +87,12 @@ def policy() -> Table:
     none = "the reference"
     rows = {
         "GPU, Ampere or newer: training": (
-            profiles_in("bfloat16"),
+            f"bfloat16 in {profiles_in('bfloat16')}",
             "tensor cores",
             "not measured: no GPU at hand",
         ),
         "CPU with AVX512-BF16 or AMX: training": (
-            profiles_in("bfloat16"),
+            f"bfloat16 in {profiles_in('bfloat16')}",
             "convolutions run in hardware",
             measured,
         ),
@@ -102,7 +102,7 @@ def policy() -> Table:
             none,
         ),
         "without native bfloat16": (
-            f"float32; {profiles_in('auto')}",
+            f"float32 by auto, in {profiles_in('auto')}",
             "PyTorch emulates it, slower than float32",
             none,
         ),

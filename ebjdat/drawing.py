@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ebjdat import files
+from ebjdat.errors import UserError
 from ebjdat.record import read_history
 from ebjdat.run import Run
 
@@ -21,17 +22,8 @@ MARKERS = "osD^vPX*<>hpd8"
 DASHES = ("-", "--", "-.", ":")
 SIZE = (4.8, 3.4)
 """Inches; at the width of a telephone text of 10 points stays readable."""
-ENERGIES = {
-    "clean": "clean",
-    "adversarial": "adversarial",
-    "targeted": "targeted",
-    "training-adversary": "training-adversary",
-    "generated": "buffer",
-    "generated-fresh": "fresh chains",
-}
-"""Kinds of images whose energies the stage ``clean`` measures, and their headings."""
-KINDS = ("clean", "adversarial", "generated", "generated-fresh")
-"""Those that are drawn."""
+KINDS = {"clean": "clean", "adversarial": "adversarial", "generated": "buffer", "generated-fresh": "fresh chains"}
+"""Images whose energies are drawn, and what they are called."""
 CURVES = ("energy_clean", "energy_adversarial", "energy_generated", "energy_data")
 """Mean energies per epoch in a history."""
 BINS = 40
@@ -94,19 +86,29 @@ def write_pictures(run: Run) -> None:
     curves = {name: [row[name] for row in history] for name in CURVES if history and name in history[0]}
     if len(curves) > 1:
         found["training"] = _training(curves)
+    for path in run.pictures.glob("*.png"):
+        if path.stem not in found:
+            path.unlink()
     for name, picture in found.items():
         with files.atomic(run.pictures / f"{name}.png") as handle:
             handle.write(picture.content)
 
 
 def read_pictures(run: Run) -> dict[str, Picture]:
-    """Pictures of :func:`write_pictures` and of the stage ``generate`` that are here, by name."""
+    """Pictures of :func:`write_pictures` and of the stage ``generate`` that are here, by name.
+
+    Raises:
+        UserError: a picture is damaged.
+    """
     from PIL import Image
 
     found = {}
     for path in sorted(run.pictures.glob("*.png")):
-        with Image.open(path) as image:
-            found[path.stem] = Picture(path.read_bytes(), image.info["Title"], image.info["Description"])
+        try:
+            with Image.open(path) as image:
+                found[path.stem] = Picture(path.read_bytes(), image.info["Title"], image.info["Description"])
+        except (OSError, KeyError):
+            raise UserError(f"{path} is no picture of the stage log: run `python -m stages.log` to draw it") from None
     for name, words in SAMPLES.items():
         path = run.arrays("generate") / f"{name}.png"
         if path.is_file():
@@ -138,10 +140,10 @@ def _energies(arrays: Arrays) -> Picture:
         axes = axes_of(figure, "E(x) (nats)", "share of images (%)")
         for place, (kind, share) in enumerate(shares.items()):
             axes.stairs(100 * share, edges, color=COLOURS[place], fill=True, alpha=0.15)
-            axes.stairs(100 * share, edges, color=COLOURS[place], linestyle=DASHES[place], label=ENERGIES[kind])
+            axes.stairs(100 * share, edges, color=COLOURS[place], linestyle=DASHES[place], label=KINDS[kind])
         axes.legend(**ABOVE)
 
-    means = ", ".join(f"{ENERGIES[kind]} {arrays[f'{kind}/energy'].mean():.2f}" for kind in shares)
+    means = ", ".join(f"{KINDS[kind]} {arrays[f'{kind}/energy'].mean():.2f}" for kind in shares)
     alt = f"Distributions of the energy; means in nats: {means}."
     return drawn(plot, alt, f"{alt} Aligned energies lie on each other.")
 

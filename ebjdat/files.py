@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import socket
 import subprocess
 import zipfile
@@ -62,7 +63,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write readable JSON with sorted keys: equal values give equal bytes.
+    """Write readable JSON with sorted keys, innermost sections and lists on a line each: equal values, equal bytes.
 
     Raises:
         UserError: a number is NaN or infinite, which JSON does not have; also see :func:`atomic`.
@@ -71,7 +72,11 @@ def write_json(path: str | Path, value: Any) -> None:
         text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
         raise UserError(f"{path} was not written: a value is NaN or infinite ({error})") from None
+    text = _INNERMOST.sub(lambda found: re.sub("\n *", " ", found[0]), text)  # JSON has no line break inside a string
     write_text(path, f"{text}\n")
+
+
+_INNERMOST = re.compile(r"(?<= )[{\[]\n[^{}\[\]]*\n *[}\]]")
 
 
 def digest(value: Any, length: int = 16) -> str:

@@ -397,16 +397,16 @@ def _attach(store: Store, run_id: str, run: Run, records: Sequence[Record]) -> N
         store.attach(run_id, scratch)
 
 
-def log_frame(profile: str, records: Sequence[Record]) -> int:
+def log_frame(profile: str, records: Sequence[Record]) -> int | None:
     """Log what the store lacks and write the profile's frame: these records' numbers, as MLflow gives them back.
 
     A row per (model, seed); columns ``record.<stage>``, a digest of the record whose numbers these are, and metrics
     ``<stage>/<metric>``. A store that fails costs one warning, and the frame has no rows.
 
-    Returns how many records were logged. TrackingError: the store failed and tracking is strict.
+    Returns how many records were logged, None after a failure. TrackingError: the store failed, tracking is strict.
     """
     logged: dict[tuple[str, str], Mapping[Hashable, Any]] = {}
-    count, rows = 0, dict[Run, dict[str, Any]]()
+    count, rows = None, dict[Run, dict[str, Any]]()
     try:
         count = log_records(profile, records)
         for found in search(profile).to_dict("records"):

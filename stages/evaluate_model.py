@@ -69,6 +69,7 @@ def main() -> None:
     take_in(setup, arguments.factory, transfer="transfer" in chosen)
     for stage in chosen:
         run_stage(stage, "--model", setup.run.model, "--seed", str(seed))
+    run_stage("log")
     run_stage("tables")
     print(
         f"{setup.run.model}: tables in results/{params.profile}/tables, records in {setup.run.record('clean').parent}"

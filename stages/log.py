@@ -1,5 +1,7 @@
 """Records into MLflow, with pictures of their runs; back come the numbers that tables are made of."""
 
+from pathlib import Path
+
 from ebjdat import command
 
 
@@ -13,9 +15,12 @@ def main() -> None:
 
     profile = load_params().profile
     records = list(read_records(profile))
+    Path("results", profile, "pictures").mkdir(parents=True, exist_ok=True)
     for run in sorted({run_of(record) for record in records}):
         drawing.write_pictures(run)
-    print(f"{profile}: {tracking.log_frame(profile, records)} of {len(records)} records were new to MLflow")
+    new = tracking.log_frame(profile, records)
+    if new is not None:
+        print(f"{profile}: {new} of {len(records)} records were new to MLflow")
 
 
 if __name__ == "__main__":

@@ -106,19 +106,21 @@ def test_the_environment_names_a_folder_and_the_parameter_comes_first(
         load_cifar10(str(tmp_path / "nowhere"))
 
 
-@pytest.mark.parametrize("damage", ["flipped", "missing", "payload"])
-def test_a_damaged_file_is_found_before_it_is_opened_and_named_with_its_hash(
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing", "payload"])
+def test_a_damaged_file_is_found_before_it_is_opened_and_named_with_its_hashes(
     small: dict[str, Path], damage: str
 ) -> None:
     path = small["folder"] / "data_batch_3"
     content = bytearray(path.read_bytes())
     content[100] ^= 1
-    path.write_bytes(content if damage == "flipped" else pickle.dumps(Payload()))
+    damaged = {"flipped": bytes(content), "truncated": bytes(content[:1000])}.get(damage, pickle.dumps(Payload()))
+    path.write_bytes(damaged)
     if damage == "missing":
         path.unlink()
     with pytest.raises(UserError) as caught:
         load_cifar10(str(small["folder"]))
     assert str(path) in str(caught.value) and cifar10.BATCHES[path.name] in str(caught.value)
+    assert damage == "missing" or f"got {md5(damaged)}" in str(caught.value)
 
 
 def test_archives_are_read_by_name_and_paths_and_links_in_them_lead_nowhere(

@@ -11,7 +11,7 @@ import pyautoattack
 import pytest
 import torch
 
-from ebjdat import files
+from ebjdat import files, tracking
 from ebjdat.attacks.autoattack import Job, run_job
 from ebjdat.config import resolve
 from ebjdat.errors import UserError
@@ -70,6 +70,8 @@ def test_one_command_evaluates_a_cnn_under_both_protocols_and_puts_it_into_the_t
     assert record["params"]["fingerprint"] == external.fingerprint_of(Path("models/digits/external-my-cnn/0"))
     row = next(line for line in Path("results/digits/tables/tradeoff.md").read_text().splitlines() if "my-cnn" in line)
     assert f"{100 * record['rates']['standard/pgd-20']['correct'] / record['n']:.1f}" in row
+    assert tracking.search("digits")["tags.model"].tolist() == ["external-my-cnn"]
+    assert (Run("digits", "external-my-cnn", 0).pictures / "attacked.png").is_file()
 
 
 def test_missing_crafted_images_are_told_before_anything_runs(workspace: Path) -> None:

@@ -54,8 +54,8 @@ def records(seeds: Iterable[int] = (0,), profile: str = "digits") -> list[Record
     ]
 
 
-def of(known: Iterable[Record] | None = None, params: Params = PARAMS, logged: pd.DataFrame | None = None) -> Results:
-    return frame.from_records(params, records() if known is None else known, logged)
+def of(known: Iterable[Record] | None = None, params: Params = PARAMS) -> Results:
+    return frame.from_records(params, records() if known is None else known)
 
 
 def pick(known: Iterable[Record], stage: str, model: str = OURS, seed: int = 0) -> Record:
@@ -89,18 +89,20 @@ def test_the_frame_from_mlflow_equals_the_frame_from_record_files() -> None:
     assert row["clean/standard/clean.n"] == 80
 
 
-def logged(record: Record, metric: str, value: float) -> pd.DataFrame:
-    """A frame of the stage ``log`` that has one number of one record."""
-    stage = record["stage"]
-    row = {"model": record["model"], "seed": record["seed"], f"record.{stage}": tracking.digest_of(record)}
-    return pd.DataFrame([row | {metric: value}])
-
-
-def test_a_number_comes_from_mlflow_where_the_store_has_the_record() -> None:
-    known = records()
-    frame_ = of(known, logged=logged(pick(known, "clean"), "clean/standard/clean", 0.25)).frame
-    assert frame_.loc[(OURS, 0), "clean/standard/clean"] == 0.25
-    assert frame_.loc[("trades", 0), "clean/standard/clean"] > 0.9
+def test_a_number_comes_from_mlflow_where_the_store_has_all_of_its_record() -> None:
+    use_empty_store()
+    write_all(made("pgd_at"))
+    tracking.log_frame("digits", list(read_records("digits")))
+    path, name = tracking.frame_path("digits"), "clean/standard/clean"
+    table = pd.read_csv(path, dtype=str)
+    assert table["record.clean"].notna().all() and len(table) == 1
+    for number, shown in (("0.25", True), ("", False)):
+        table[name] = number
+        table.to_csv(path, index=False)
+        assert (frame.load(PARAMS).frame.loc[("pgd_at", 0), name] == 0.25) == shown
+    path.write_text("")
+    with pytest.raises(UserError, match=r"frame\.csv is damaged .*: run `python -m stages\.log`"):
+        frame.load(PARAMS)
 
 
 def test_without_a_store_the_record_files_serve_with_one_warning(
@@ -110,7 +112,7 @@ def test_without_a_store_the_record_files_serve_with_one_warning(
     (workspace / "mlflow.db").mkdir()
     known = list(read_records("digits"))
     before = frame.load(PARAMS).frame
-    assert tracking.log_frame("digits", known) == 0
+    assert tracking.log_frame("digits", known) is None
     pd.testing.assert_frame_equal(frame.load(PARAMS).frame, before)
     assert capsys.readouterr().err.count("warning") == 1
     monkeypatch.setenv(tracking.STRICT, "1")
@@ -152,8 +154,6 @@ def test_of_a_record_older_than_a_protocol_the_cells_of_the_other_one_stay() -> 
             assert {text == "outdated" for text in row.values()} == {outdated}
     assert not [name for name in texts(extended.masking(results)) if "released" in name]
     assert results.rate(OURS, 0, "clean", "released/clean") is None
-    found = logged(pick(known, "clean"), "clean/released/clean", 0.25)
-    assert "clean/released/clean" not in of(known, logged=found).frame
 
 
 def test_a_cell_without_a_number_says_why() -> None:

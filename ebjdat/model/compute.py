@@ -69,7 +69,7 @@ def input_gradients_only(model: nn.Module) -> Iterator[None]:
 
 
 def compile_blocks(model: EnergyModel, x: Tensor) -> bool:
-    """Compile the residual blocks and try every kind of pass that training makes on x (N,C,H,W) in [0, 1].
+    """Compile the residual blocks and try them with both statistics and both kinds of gradient on x (N,C,H,W).
 
     Blocks of one shape share their code, so a deep network takes no longer to compile. Where compilation fails, the
     model stays eager and one line on stderr says why. Weights and statistics are left as they are.
@@ -78,8 +78,9 @@ def compile_blocks(model: EnergyModel, x: Tensor) -> bool:
         Whether the blocks are compiled.
     """
     blocks = [module for module in model.modules() if isinstance(module, Block)]
-    # One graph per shape, batch size, statistics and kind of gradient: more than the default allows.
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    # One graph per shape, batch size, statistics and kind of gradient: about 80, more than the default allows.
+    for limit in ("recompile_limit", "accumulated_recompile_limit"):
+        setattr(torch._dynamo.config, limit, max(512, getattr(torch._dynamo.config, limit)))
     for block in blocks:
         block.compile(dynamic=False)
     try:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ebjdat import drawing
 from ebjdat.config import MASKING_INPUTS
 from ebjdat.evaluation.masking import VERDICTS
 from ebjdat.protocols import PROTOCOLS, STANDARD, Protocol, as_fraction
@@ -193,7 +192,7 @@ def _on_images_of(results: Results, model: str, metric: str, other: str) -> str:
 
 def energies(results: Results) -> Table:
     """E(x) of clean, attacked and generated images."""
-    columns = {name: f"clean/energy/{kind}/mean" for kind, name in drawing.ENERGIES.items()}
+    columns = {name: f"clean/energy/{kind}/mean" for kind, name in names.ENERGIES.items()}
     models = _with_numbers(results, "clean/energy/clean/mean")
     return cells.pivot(results, "energies", "Energies: mean E(x)", models, columns, extra="Mean E(x), nats.")
 
@@ -202,9 +201,9 @@ def gaps(results: Results) -> Table:
     """How far the energies of attacked and generated images lie from those of clean ones."""
     columns: dict[Any, str] = {"d' of adversarial": "clean/energy/standardised-gap"}
     for kind in ("adversarial", "generated", "generated-fresh"):
-        columns["gap to clean", drawing.ENERGIES[kind]] = f"clean/energy/gap-{kind}"
+        columns["gap to clean", names.ENERGIES[kind]] = f"clean/energy/gap-{kind}"
     for kind in ("adversarial", "generated", "generated-fresh", "all", "all-fresh"):
-        columns["overlap", drawing.ENERGIES.get(kind, kind.replace("-", ", "))] = f"clean/energy/overlap-{kind}"
+        columns["overlap", names.ENERGIES.get(kind, kind.replace("-", ", "))] = f"clean/energy/overlap-{kind}"
     models = _with_numbers(results, "clean/energy/clean/mean")
     return cells.pivot(results, "gaps", "Energies: gaps and overlaps", models, columns, extra="Gaps in nats.")
 

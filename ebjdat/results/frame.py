@@ -1,7 +1,7 @@
 """One pandas frame of every number of a profile: a row per run, a column per metric ``<stage>/<metric>``.
 
-Numbers come from ``frame.csv``, which the stage ``log`` reads from MLflow, where it has a record, else from the record
-files, which say the same. Records of other parameters or revisions than today's are left out and counted. Per-image
+A record's numbers come from ``frame.csv`` (stage ``log``, from MLflow) where that has this very record, else from its
+file, which says the same. Records of other parameters or revisions than today's are left out and counted. Per-image
 flags always come from the record files.
 """
 
@@ -116,14 +116,22 @@ class Results:
 
 
 def load(params: Params, root: Path = Path()) -> Results:
-    """The numbers of the selected profile; ``root``: folder of ``results/``. UserError: a record is damaged."""
-    path = root / tracking.frame_path(params.profile)
-    logged = pd.read_csv(path, float_precision="round_trip", low_memory=False) if path.is_file() else pd.DataFrame()
+    """The numbers of the selected profile; ``root``: folder of ``results/``.
+
+    Raises:
+        UserError: a record or ``frame.csv`` is damaged.
+    """
+    path, logged = root / tracking.frame_path(params.profile), None
+    if path.is_file():
+        try:
+            logged = pd.read_csv(path, float_precision="round_trip", low_memory=False).set_index(["model", "seed"])
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{path} is damaged ({error}): run `python -m stages.log` to make it again") from None
     return from_records(params, read_records(params.profile, root), logged)
 
 
 def from_records(params: Params, found: Iterable[Record], logged: pd.DataFrame | None = None) -> Results:
-    """The numbers of these records; ``logged``: of :func:`ebjdat.tracking.log_frame`."""
+    """The numbers of these records; ``logged``: what ``frame.csv`` says, by (model, seed)."""
     current: dict[Key, Record] = {}
     older: dict[Key, str] = {}
     found = list(found)
@@ -141,17 +149,18 @@ def from_records(params: Params, found: Iterable[Record], logged: pd.DataFrame |
             older[key] = reason
         else:
             current[key] = record
-    rows = {} if logged is None else {(row["model"], row["seed"]): row for row in logged.to_dict("records")}
+    rows: Mapping[Any, Any] = {} if logged is None else logged.to_dict("index")
     numbers = [(record, _metrics(record, rows.get(key[:2], {}))) for key, record in current.items()]
     return Results(params, _frame(numbers), {key: current_part(one) for key, one in current.items()}, older)
 
 
 def _metrics(record: Record, row: Mapping[Hashable, Any]) -> dict[str, float]:
     """A record's numbers from a row of what was logged, where the row is of this very record, else from itself."""
-    stage = record["stage"]
+    stage, own = record["stage"], tracking.metrics_of(record)
     if row and row.get(f"record.{stage}") == tracking.digest_of(record):
-        return tracking.stage_metrics({str(name): value for name, value in row.items()}, stage)
-    return tracking.metrics_of(record)
+        logged = tracking.stage_metrics({str(name): value for name, value in row.items()}, stage)
+        return logged if logged.keys() == own.keys() else own
+    return own
 
 
 def _standardised(metrics: Mapping[str, float]) -> dict[str, float]:

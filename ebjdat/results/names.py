@@ -25,6 +25,16 @@ COMPARED = {
 }
 """Accuracies that models are compared by, under the protocol ``standard``."""
 
+ENERGIES = {
+    "clean": "clean",
+    "adversarial": "adversarial",
+    "targeted": "targeted",
+    "training-adversary": "training-adversary",
+    "generated": "buffer",
+    "generated-fresh": "fresh chains",
+}
+"""Kinds of images whose energies the stage ``clean`` measures, and their headings."""
+
 
 @functools.cache
 def studies() -> dict[str, Any]:

@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 from ebjdat.errors import DivergenceError, Interrupted
@@ -117,7 +116,7 @@ def mean(values: Tensor) -> Tensor:
 
 def summed(value: Tensor) -> Tensor:
     """Sum over the processes, the same in each; with the gradient of the sum of all their losses."""
-    return all_reduce(value) if world() > 1 else value  # type: ignore[no-any-return]
+    return _Sum.apply(value) if world() > 1 else value  # type: ignore[no-any-return]
 
 
 def agreed(number: int | None) -> int | None:
@@ -141,6 +140,18 @@ def told(read: Callable[[], Result]) -> Result:
     found: list[Any] = [None if rank() else read()]
     dist.broadcast_object_list(found, device=torch.device("cpu"))
     return found[0]  # type: ignore[no-any-return]
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over processes; each process's gradient is that of the sum of all their losses."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor) -> Tensor:
+        return total(value)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        return total(gradients[0].contiguous())
 
 
 class SyncBatchNorm(BatchNorm):
@@ -174,7 +185,7 @@ class SyncBatchNorm(BatchNorm):
         count, channels = x.new_full((1,), x.numel() / x.shape[1]), x.shape[1]
         variance, centre = torch.var_mean(x, (0, 2, 3), correction=0) if len(x) else x.new_zeros(2, channels)
         place = torch.arange(world(), device=x.device) == rank()
-        table = all_reduce(place[:, None] * torch.cat([centre, variance, count]))
+        table = _Sum.apply(place[:, None] * torch.cat([centre, variance, count]))
         centres, variances, counts = table.split([channels, channels, 1], dim=1)
         weights = (counts / counts.sum()).detach()
         centre = (weights * centres).sum(0)
