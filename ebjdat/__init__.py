@@ -12,7 +12,7 @@ from typing import Any as _Any
 
 __all__ = ["Classifier", "export", "load"]
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 _HOMES = {"Classifier": "ebjdat.api", "load": "ebjdat.api", "export": "ebjdat.exporting"}
 
