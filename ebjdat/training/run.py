@@ -66,7 +66,7 @@ def train(setup: Setup, report: Report = lambda row: None, note: Report = lambda
         except DivergenceError as error:
             aftermath = files.scratch("diverged", run.profile, run.model, name)
             write_aftermath(aftermath, trainer.state, trainer.supervisor, str(error))
-            raise DivergenceError(f"{error}; statistics and samples are in {aftermath}") from error
+            raise DivergenceError(f"{run}: {error}; statistics and samples are in {aftermath}") from error
         if parallel.rank():
             return {}
         files.write_json(run.model_dir / description.NAME, description.describe(setup, data).plain())

@@ -88,7 +88,7 @@ class Supervisor:
         event = {"retry": retries, "epoch": state.epoch, "step": state.step, "cause": cause}
         if retries > self.max_retries:
             raise DivergenceError(
-                f"{state.streams.name}: training diverged at epoch {state.epoch}, step {state.step} ({cause}) "
+                f"training diverged at epoch {state.epoch}, step {state.step} ({cause}) "
                 f"and {self.max_retries} retries did not help: lower the learning rate or raise the input noise"
             )
         cut = state.rate_cut * self.rate_cut
