@@ -17,7 +17,7 @@ from ebjdat.errors import UserError
 from ebjdat.record import read_history
 from ebjdat.run import Run
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 MARKERS = "osD^vPX*<>hpd8"
 DASHES = ("-", "--", "-.", ":")
 SIZE = (4.8, 3.4)

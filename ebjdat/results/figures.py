@@ -45,7 +45,7 @@ def differences_picture(results: Results) -> Picture | None:
         f"EB-JDAT minus each rival at {_radius(results)}, protocol standard, paired by image. Bars: 95 % interval over "
         "images and seeds. Right of 0 EB-JDAT is better."
     )
-    return drawn(plot, "; ".join(told), caption, (6.4, 1.1 + 0.4 * len(rows)), "svg")
+    return drawn(plot, "; ".join(told), caption, (6.4, 1.1 + max(0.4, 0.1 + 0.065 * len(models)) * len(rows)), "svg")
 
 
 @functools.lru_cache(maxsize=2)
