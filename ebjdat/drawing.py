@@ -6,6 +6,7 @@ vision deficiencies can tell apart, and every colour comes with a shape, a dash 
 
 import base64
 import io
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -228,4 +229,7 @@ def drawn(
         said = {"Title": alt, "Description": caption, "Software": None}
         metadata = {"Date": None, "Creator": None} if kind == "svg" else said
         figure.savefig(stream, format=kind, dpi=150, metadata=metadata)
-    return Picture(stream.getvalue(), alt, caption)
+    content = stream.getvalue()
+    if kind == "svg":  # hundredths of a point are enough
+        content = re.sub(rb"(\.\d\d)\d+", rb"\1", content)
+    return Picture(content, alt, caption)
