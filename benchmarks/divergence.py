@@ -31,9 +31,9 @@ from ebjdat.training.supervisor import Supervisor
 
 EPOCHS, TRACED_EPOCHS = 4, 2
 FACTORS = {"healthy": 1.0, "unhealthy": 30.0}
+"""Of the picture: learning rates as multiples of the recipe's."""
 TRACED = {"energy_gap_px": "|E(x_p) - E(x_gen)| (nats)", "loss": "|loss|"}
 """What the picture shows of each iteration."""
-"""Of the picture: learning rates as multiples of the recipe's."""
 
 
 class Unsupervised(Supervisor):

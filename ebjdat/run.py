@@ -85,6 +85,11 @@ class Run:
         """Folder of the pictures that the stage ``log`` draws of this run; in DVC's cache."""
         return Path("results") / self.profile / "pictures" / self.model / str(self.seed)
 
+    @property
+    def diverged(self) -> Path:
+        """What a training that was given up says of its end; in git. One that succeeds removes it."""
+        return Path("results") / self.profile / "diverged" / self.model / f"{self.seed}.json"
+
     def crafted(self) -> Path:
         """Adversarial images crafted on this run, for the transfer stage of others; in DVC's cache."""
         return Path("results") / self.profile / "crafted" / str(self.seed) / self.model

@@ -9,8 +9,6 @@ MLflow takes seconds to import, so it is imported late.
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 import logging
 import math
@@ -405,6 +403,8 @@ def log_frame(profile: str, records: Sequence[Record]) -> int | None:
 
     Returns how many records were logged, None after a failure. TrackingError: the store failed, tracking is strict.
     """
+    import pandas as pd
+
     logged: dict[tuple[str, str], Mapping[Hashable, Any]] = {}
     count, rows = None, dict[Run, dict[str, Any]]()
     try:
@@ -419,11 +419,7 @@ def log_frame(profile: str, records: Sequence[Record]) -> int | None:
             row = rows.setdefault(run_of(record), {"model": record["model"], "seed": record["seed"]})
             row |= {_mark(record): digest_of(record)} | stage_metrics(numbers, record["stage"])
     columns = ["model", "seed", *sorted({name for row in rows.values() for name in row} - {"model", "seed"})]
-    lines = io.StringIO()
-    writer = csv.DictWriter(lines, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows.values())
-    files.write_text(frame_path(profile), lines.getvalue())
+    files.write_text(frame_path(profile), pd.DataFrame(list(rows.values()), columns=columns).to_csv(index=False))
     return count
 
 

@@ -23,6 +23,7 @@ from ebjdat.results import cells, extended, findings, frame, names, paper, stati
 from ebjdat.results.cells import Table
 from ebjdat.results.frame import Results
 from ebjdat.results.published import in_table
+from ebjdat.run import Run
 from ebjdat.statistics import wilson
 from tests import ROOT
 from tests.synthetic import PARAMS, params_of_repository, setup_of, use_empty_store, write_records
@@ -568,6 +569,13 @@ def test_the_answer_says_what_the_verdicts_say(study: Results, monkeypatch: pyte
     assert said[0].startswith("Code form, against the control: undecided: E(x_adv) - E(x), d'")
     texts = summary.texts(study)
     assert max(len(line) for line in f"{texts['answer']}{texts['check']}".splitlines()) <= 120
+
+
+def test_trainings_that_diverged_are_told_by_model_seed_and_epoch(study: Results, workspace: Path) -> None:
+    for seed, epoch in ((0, 7), (2, 9)):
+        files.write_json(Run("digits-study", "ebjdat-jempp", seed).diverged, {"epoch": epoch})
+    told = "EB-JDAT-JEM++ (code form): seed 0 at epoch 7, seed 2 at epoch 9"
+    assert summary.texts(study)["diverged"] == f"- {told}\n"
 
 
 def test_an_interval_without_0_that_decides_nothing_says_why(study: Results) -> None:

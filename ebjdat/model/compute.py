@@ -78,7 +78,7 @@ def compile_blocks(model: EnergyModel, x: Tensor) -> bool:
         Whether the blocks are compiled.
     """
     blocks = [module for module in model.modules() if isinstance(module, Block)]
-    # One graph per shape, batch size, statistics and kind of gradient: about 80, more than the default allows.
+    # One graph per shape, batch size, statistics and kind of gradient: more than the defaults allow.
     for limit in ("recompile_limit", "accumulated_recompile_limit"):
         setattr(torch._dynamo.config, limit, max(512, getattr(torch._dynamo.config, limit)))
     for block in blocks:

@@ -24,7 +24,6 @@ COMPARED = {
     "AutoAttack": "autoattack/standard/autoattack",
 }
 """Accuracies that models are compared by, under the protocol ``standard``."""
-
 ENERGIES = {
     "clean": "clean",
     "adversarial": "adversarial",

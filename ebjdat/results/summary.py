@@ -6,10 +6,12 @@ All is made from the verdicts of :mod:`ebjdat.results.findings`; docs/statistics
 import itertools
 import math
 import textwrap
+from pathlib import Path
 
 import numpy as np
 from scipy.special import stdtrit
 
+from ebjdat import files
 from ebjdat.protocols import STANDARD
 from ebjdat.results.cells import Table, caption, grid
 from ebjdat.results.findings import RIVALS, Question, findings
@@ -50,7 +52,10 @@ def texts(results: Results) -> dict[str, str]:
     ]
     said = {
         "answer": answer(results, variant),
-        "variants": [one for name in others for one in answer(results, name, True)],
+        "variants": [
+            one for name in others for one in answer(results, name, f"{display_name(results.params, f'base-{name}')}, ")
+        ],
+        "diverged": diverged(results),
     }
     return {name: "".join(f"{wrapped(f'- {one}')}\n" for one in sentences) for name, sentences in said.items()} | {
         "short": table.markdown() if len(table.body) else "",
@@ -70,10 +75,19 @@ def _forms(variant: str) -> dict[str, str]:
     return {FORMS["cross_entropy"]: f"ebjdat-{variant}", FORMS["energy"]: f"ebjdat-{variant}_energy"}
 
 
-def answer(results: Results, variant: str, named: bool = False) -> list[str]:
-    """What the energy term does, in words: to the gap that it is about, and to robust accuracy."""
+def diverged(results: Results) -> list[str]:
+    """Trainings that were given up, which no table has, by model."""
+    said = []
+    for folder in sorted(Path("results", results.profile, "diverged").glob("*")):
+        ends = {int(path.stem): files.read_json(path) for path in sorted(folder.glob("*.json"))}
+        told = ", ".join(f"seed {seed} at epoch {end['epoch']}" for seed, end in ends.items())
+        said += [f"{display_name(results.params, folder.name)}: {told}"] if told else []
+    return said
+
+
+def answer(results: Results, variant: str, lead: str = "") -> list[str]:
+    """What the energy term does, in words after ``lead``: to the gap that it is about, and to robust accuracy."""
     found, said = findings(results), []
-    name = f"{display_name(results.params, f'base-{variant}')}, " if named else ""
     for (form, model), rival in itertools.product(_forms(variant).items(), CONTROLS):
         known, unknown = [], []
         for quantity, (verbs, what) in EFFECTS.items():
@@ -86,7 +100,7 @@ def answer(results: Results, variant: str, named: bool = False) -> list[str]:
         parts = [f"the energy term {' and '.join(known)}"] if known else []
         parts += [f"undecided: {', '.join(unknown)}"] if unknown else []
         if parts:
-            form = f"{name}{form}"
+            form = f"{lead}{form}"
             said.append(f"{form[0].upper()}{form[1:]}, against {RIVALS[rival]}: {'; '.join(parts)}.")
     return said
 

@@ -66,10 +66,14 @@ def train(setup: Setup, report: Report = lambda row: None, note: Report = lambda
         except DivergenceError as error:
             aftermath = files.scratch("diverged", run.profile, run.model, name)
             write_aftermath(aftermath, trainer.state, trainer.supervisor, str(error))
+            if not parallel.rank():
+                state = trainer.state
+                files.write_json(run.diverged, {"cause": str(error), "epoch": state.epoch, "step": state.step})
             raise DivergenceError(f"{run}: {error}; statistics and samples are in {aftermath}") from error
         if parallel.rank():
             return {}
         files.write_json(run.model_dir / description.NAME, description.describe(setup, data).plain())
+        run.diverged.unlink(missing_ok=True)
         summary = _write(run, outcome, helper)
         checkpoints.clear()
     return summary

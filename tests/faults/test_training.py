@@ -119,7 +119,9 @@ def resume_folder(setup: Setup) -> Path:
 def test_a_kill_between_the_files_of_a_model_is_made_good_by_the_same_command(short_training: None) -> None:
     setup = small(epochs=1)
     folder = setup.run.model_dir
+    files.write_text(setup.run.diverged, "of an earlier training")
     expected = run.train(setup)
+    assert not setup.run.diverged.exists()
     hashes = {path.name: files.file_hash(path) for path in folder.iterdir()}
     shutil.rmtree(folder)
 
@@ -313,7 +315,8 @@ def test_after_the_last_retry_a_divergence_error_names_statistics_and_sample_gri
     folder = files.scratch("diverged", "digits", "base-jempp", resume_folder(setup).name)
     told = capsys.readouterr().err
     assert "5 retries did not help: lower the learning rate or raise the input noise" in told
-    assert f"statistics and samples are in {folder}" in told
+    assert f"statistics and samples are in {folder}" in told and f"{setup.run}: training diverged" in told
+    assert "5 retries" in files.read_json(setup.run.diverged)["cause"], "git has it, and pages say it"
     statistics = files.read_json(folder / "statistics.json")
     assert [event["retry"] for event in statistics["events"]] == [1, 2, 3, 4, 5]
     assert statistics["buffer"]["finite share"] < 1
